@@ -1,0 +1,190 @@
+"""The Trainer that a script gets from `hf-compress run`: a subclass that carries the flags, and where scripts find it.
+
+    flags -> trainer_of(flags): BoundTrainer -> installed(bound): transformers.Trainer, transformers.trainer.Trainer -> the script
+
+The flags stand in the class, not in a global or an environment variable, so two runs in one process do not meet.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+import transformers.trainer
+
+from hf_compress.argument_values import nearest_name
+from hf_compress.arguments import CompressionArguments
+from hf_compress.callbacks import LayerDropCallback
+from hf_compress.errors import ArgumentError, CompressionError
+from hf_compress.task import TOKEN_KINDS, kind_of
+from hf_compress.trim_padding import TrimPaddingCollator
+
+SEQ2SEQ = "transformers.trainer_seq2seq"
+OWN_TRAINERS = {
+    "DistillTrainer": "hf_compress.trainer:DistillTrainer",
+    "Seq2SeqDistillTrainer": "hf_compress.trainer_seq2seq:Seq2SeqDistillTrainer",
+}
+
+
+@dataclass
+class BoundTrainer:
+    """A Trainer class that carries flags.
+
+    Attributes:
+        trainer_class: the class to put where scripts find `Trainer`.
+        constructed: whether the script has made one.
+    """
+
+    trainer_class: type[transformers.Trainer]
+    constructed: bool = False
+
+
+def trainer_of(compression: CompressionArguments) -> BoundTrainer:
+    """Bind the flags into a subclass of the Trainer that they ask for.
+
+    Raises:
+        ArgumentError: no such class, or one that cannot do what the flags ask for.
+    """
+    base = transformers.Trainer if compression.trainer_class is None else find_trainer(compression.trainer_class)
+    if hasattr(base, "compression"):  # DistillTrainer and its kin read the flags themselves
+        return _bound(base, {"compression": compression}, compression=None)
+    if compression.distillation_flags:
+        flags = ", ".join(f"--{name}" for name in compression.distillation_flags)
+        found = "the script's own Trainer" if compression.trainer_class is None else f"{compression.trainer_class}, which"
+        raise ArgumentError(f"{flags}: {found} does not distil; add --trainer_class DistillTrainer, or leave them out.")
+    return _bound(base, {"get_train_dataloader": _trimming(base)} if compression.trim_padding else {}, compression=compression)
+
+
+def find_trainer(name: str) -> type[transformers.Trainer]:
+    """The class behind `--trainer_class`.
+
+    Raises:
+        ArgumentError: no such name, module or class, or a class that is no Trainer.
+    """
+    module_name, colon, class_name = OWN_TRAINERS.get(name, name).partition(":")
+    if not colon:
+        raise ArgumentError(
+            f"--trainer_class: there is no '{name}'.{nearest_name(name, OWN_TRAINERS)} "
+            f"Known: {', '.join(OWN_TRAINERS)}; a class of your own is named package.module:Class."
+        )
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ArgumentError(
+            f"--trainer_class {name}: there is no module {error.name}; is it beside the script, or on PYTHONPATH?"
+        ) from error
+    except AttributeError as error:
+        raise ArgumentError(f"--trainer_class {name}: {module_name} has no {class_name}.") from error
+    if not (isinstance(found, type) and issubclass(found, transformers.Trainer)):
+        raise ArgumentError(f"--trainer_class {name}: that is no subclass of transformers.Trainer.")
+    return found
+
+
+def _bound(base: type[transformers.Trainer], namespace: dict[str, Any], *, compression: CompressionArguments | None) -> BoundTrainer:
+    """A subclass that notes its use, leaves no empty folder behind when it refuses, and drops layers if `compression` is given."""
+
+    @functools.wraps(base.__init__)
+    def init(self: transformers.Trainer, *args: Any, **kwargs: Any) -> None:
+        bound.constructed = True
+        given = {**dict(zip(_names(base), args, strict=False)), **kwargs}
+        if compression is not None and (compression.wants_layer_drop or compression.wants_freezing):
+            given["callbacks"] = [_layer_drop_callback(compression, given), *(given.get("callbacks") or ())]
+        with _no_empty_folder(given.get("args")):
+            super(made, self).__init__(**given)
+
+    made: Any = type(base.__name__, (base,), {**namespace, "__init__": init, "__module__": base.__module__, "__doc__": base.__doc__})
+    bound = BoundTrainer(made)
+    return bound
+
+
+def _names(cls: type[transformers.Trainer]) -> list[str]:
+    """The names of the arguments that a Trainer takes by position; those of transformers' own where it takes any number."""
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return TRAINER_ARGUMENTS
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+
+
+TRAINER_ARGUMENTS = _names(transformers.Trainer)
+
+
+def _layer_drop_callback(compression: CompressionArguments, given: dict[str, Any]) -> LayerDropCallback:
+    """The callback that the flags ask for, with the examples that the contribution strategy measures on: the dev set, as in the paper."""
+    callback = LayerDropCallback.from_arguments(compression)
+    for name in ("eval_dataset", "train_dataset"):
+        examples = given.get(name)
+        if isinstance(examples, dict):
+            examples = next(iter(examples.values()), None)
+        if examples is not None:
+            callback.offer_examples(examples, given.get("data_collator"))
+            break
+    return callback
+
+
+def _trimming(base: type[transformers.Trainer]) -> Callable[[transformers.Trainer], Any]:
+    """The `get_train_dataloader` of a plain Trainer under `--trim_padding`."""
+
+    def get_train_dataloader(self: Any) -> Any:
+        collator = self.data_collator
+        self.data_collator = TrimPaddingCollator(collator, labels_are_sequences=kind_of(self.model) in TOKEN_KINDS)
+        try:
+            return base.get_train_dataloader(self)
+        finally:
+            self.data_collator = collator
+
+    return get_train_dataloader
+
+
+@contextmanager
+def _no_empty_folder(training_arguments: transformers.TrainingArguments | None) -> Iterator[None]:
+    """Take away the output folder if a refusal leaves it empty: Trainer makes it before `on_init_end` can refuse."""
+    folder = None if training_arguments is None or training_arguments.output_dir is None else Path(training_arguments.output_dir)
+    was_there = folder is None or folder.exists()
+    try:
+        yield
+    except CompressionError:
+        if folder is not None and not was_there and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
+@contextmanager
+def installed(bound: BoundTrainer) -> Iterator[None]:
+    """Put the class where scripts find `Trainer`, and take it away afterwards.
+
+    `transformers.trainer_seq2seq` binds its base when it is imported, so it is imported anew (and put back afterwards) if it was imported
+    before; a class that is a Seq2SeqTrainer itself takes that name's place as well.
+    """
+    top, module, seq2seq = vars(transformers), vars(transformers.trainer), sys.modules.get(SEQ2SEQ)
+    seq2seq_trainer: Any = None if seq2seq is None else vars(seq2seq)["Seq2SeqTrainer"]
+    before = {name: top.get(name) for name in ("Trainer", "Seq2SeqTrainer", "trainer_seq2seq")}
+    original = module["Trainer"]
+    top["Trainer"] = module["Trainer"] = bound.trainer_class
+    if seq2seq is not None and issubclass(bound.trainer_class, seq2seq_trainer):
+        top["Seq2SeqTrainer"] = vars(seq2seq)["Seq2SeqTrainer"] = bound.trainer_class
+    else:
+        for name in ("Seq2SeqTrainer", "trainer_seq2seq"):
+            top.pop(name, None)
+        sys.modules.pop(SEQ2SEQ, None)
+    try:
+        yield
+    finally:
+        module["Trainer"] = original
+        sys.modules.pop(SEQ2SEQ, None)
+        if seq2seq is not None:
+            vars(seq2seq)["Seq2SeqTrainer"] = seq2seq_trainer
+            sys.modules[SEQ2SEQ] = seq2seq
+        for name, value in before.items():
+            top.pop(name, None)
+            if value is not None:
+                top[name] = value

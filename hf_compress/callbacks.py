@@ -1,0 +1,277 @@
+"""LayerDropCallback: drop and freeze layers in any Trainer.
+
+    Trainer(...)      on_init_end     freeze, then drop, in place, before there is an optimizer or a wrapper
+    .train()          on_train_begin  is the model still the dropped one, and the checkpoint's the same?
+    checkpoints       config.json holds what was kept; trainer_state.json too, to compare when resuming
+
+This file alone imports transformers.TrainerCallback.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from hf_compress.errors import ArgumentError, LayerDropError
+from hf_compress.layers.contribution import Collator, batches_of
+from hf_compress.layers.drop import LayerDrop, apply_drop, dropped_parameters, plan_drop
+from hf_compress.layers.freeze import check_freeze, freeze
+from hf_compress.layers.peft import base_is_forgotten, save_dropped_base
+from hf_compress.layers.record import KeptLayers, recorded_drop
+from hf_compress.layers.request import DropRequest
+from hf_compress.layers.stack import pretrained_model
+from hf_compress.layers.strategies import LayerDropStrategy, describe_layers
+
+logger = logging.getLogger(__name__)
+
+
+class DropArguments(Protocol):
+    """The flags that say what to drop and what to freeze; `CompressionArguments` has them."""
+
+    num_layers_to_drop: int | None
+    layer_drop_threshold: float | None
+    freeze_embeddings: bool
+
+    @property
+    def strategy(self) -> LayerDropStrategy | None: ...  # noqa: D102
+    @property
+    def dropped(self) -> tuple[int, ...] | None: ...  # noqa: D102
+    @property
+    def kept(self) -> tuple[int, ...] | None: ...  # noqa: D102
+    @property
+    def stack(self) -> str | None: ...  # noqa: D102
+    @property
+    def frozen(self) -> tuple[int, ...]: ...  # noqa: D102
+
+
+class LayerDropCallback(TrainerCallback, ExportableState):
+    """Drops layers of the Trainer's model as soon as the Trainer has it: `Trainer(..., callbacks=[LayerDropCallback("symmetric")])`.
+
+    Layers are counted from 1. What to drop is said as in `hf_compress.drop_layers`; `freeze_embeddings` and `layers_to_freeze`
+    (numbered in the full model, whatever is dropped) keep parameters from being trained, with or without dropping.
+
+    A model whose config records the same drop (a checkpoint that is evaluated, or trained on) is left as it is. A run that is
+    resumed takes the layers that its checkpoint records. Adapters of a PEFT model get the dropped base saved beside them, in
+    output_dir/base_model.
+
+    Args:
+        strategy: "top", "bottom", "symmetric", "alternate", "alternate_odd" or "contribution".
+        num_layers_to_drop: by default a third of the layers, at least 1.
+        layers_to_drop: these instead of a strategy.
+        layers_to_keep: all but these.
+        threshold: for "contribution": drop the layers more alike than this cosine; by default 0.95.
+        examples: for "contribution": a data set or list of tokenised examples, or an iterable of batches; 512 are used, in
+            their order. Trainers of this package, and `hf-compress run`, offer the evaluation set by themselves.
+        freeze_embeddings: do not train the embeddings.
+        layers_to_freeze: do not train these layers.
+        stack: "encoder" or "decoder", to touch only one of them.
+
+    Raises LayerDropError, here or in Trainer's __init__, before anything is changed. In `train`, LayerDropError if the
+    callback came too late (add_callback), if a model_init has built a whole model again, or if the checkpoint that is resumed
+    kept other layers.
+    """
+
+    def __init__(
+        self,
+        strategy: LayerDropStrategy | None = None,
+        *,
+        num_layers_to_drop: int | None = None,
+        layers_to_drop: Sequence[int] | None = None,
+        layers_to_keep: Sequence[int] | None = None,
+        threshold: float | None = None,
+        examples: Iterable[Mapping[str, Any]] | None = None,
+        freeze_embeddings: bool = False,
+        layers_to_freeze: Sequence[int] = (),
+        stack: str | None = None,
+    ) -> None:
+        self.freeze_embeddings = freeze_embeddings
+        self.layers_to_freeze = tuple(layers_to_freeze)
+        self.stack = None if stack == "both" else stack
+        asked = (strategy, num_layers_to_drop, layers_to_drop, layers_to_keep, threshold)
+        freezes_only = all(value is None for value in asked) and (freeze_embeddings or bool(self.layers_to_freeze))
+        self.request = (
+            None
+            if freezes_only
+            else DropRequest.of(
+                strategy,
+                num_layers_to_drop=num_layers_to_drop,
+                layers_to_drop=layers_to_drop,
+                layers_to_keep=layers_to_keep,
+                threshold=threshold,
+                stack=stack,
+            )
+        )
+        self.drop: LayerDrop | None = None
+        self.came_in_time = False
+        self._model: weakref.ref[nn.Module] | None = None
+        self._examples = examples
+        self._collator: Collator | None = None
+
+    @classmethod
+    def from_arguments(cls, arguments: DropArguments) -> LayerDropCallback:
+        """The callback that the flags ask for. Raises ArgumentError if they ask for none."""
+        asks = (arguments.strategy, arguments.dropped, arguments.kept)
+        if all(value is None for value in asks) and not arguments.freeze_embeddings and not arguments.frozen:
+            raise ArgumentError("No flag asks for layers to be dropped or frozen, such as --layer_drop_strategy symmetric.")
+        return cls(
+            arguments.strategy,
+            num_layers_to_drop=arguments.num_layers_to_drop,
+            layers_to_drop=arguments.dropped,
+            layers_to_keep=arguments.kept,
+            threshold=arguments.layer_drop_threshold,
+            freeze_embeddings=arguments.freeze_embeddings,
+            layers_to_freeze=arguments.frozen,
+            stack=arguments.stack,
+        )
+
+    def offer_examples(self, dataset: Iterable[Mapping[str, Any]], collator: Collator | None = None) -> None:
+        """Examples for the contribution strategy, if none were given to the callback itself."""
+        if self._examples is None:
+            self._examples, self._collator = dataset, collator
+
+    def on_init_end(
+        self, args: Any, state: Any, control: Any, model: nn.Module | None = None, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        """Freeze and drop. Raises LayerDropError with the model as it was."""
+        if model is None:
+            raise LayerDropError("The Trainer has no model to drop layers from.")
+        drop = None if self.request is None else self._plan(args, model, self.request)
+        check_freeze(model, self.layers_to_freeze, self.stack)
+        if drop is not None:
+            _check_optimizer(optimizer, model, drop)
+        freeze(model, embeddings=self.freeze_embeddings, layers=self.layers_to_freeze, stack=self.stack)
+        self.came_in_time, self._model = True, weakref.ref(pretrained_model(model))
+        if drop is None:
+            return
+        apply_drop(model, drop)
+        self.drop = drop
+        if base_is_forgotten(model):
+            folder = save_dropped_base(model, args.output_dir, write=args.should_save)
+            logger.info("Saved the dropped base model in %s; its adapters are saved with that path.", folder)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
+        """See that the model to be trained is the dropped one, and the checkpoint's. Raises LayerDropError."""
+        if model is None:
+            return
+        self._check(model)
+        if self.request is not None:
+            dropped_before = self.drop is None or self.drop.already_done
+            _check_checkpoint(state, recorded_drop(pretrained_model(model).config) or {}, may_be_older=dropped_before)
+        stored = getattr(state, "stateful_callbacks", None)
+        if isinstance(stored, dict):  # The Trainer fails to save where a checkpoint's state knows nothing of a callback.
+            stored.setdefault(type(self).__name__, self.state())
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
+        """See that what was evaluated is the dropped model. Raises LayerDropError."""
+        if model is not None:
+            self._check(model)
+
+    def on_predict(self, args: Any, state: Any, control: Any, *metrics: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
+        """See that what predicted is the dropped model. Raises LayerDropError."""
+        if model is not None:
+            self._check(model)
+
+    def state(self) -> dict[str, Any]:
+        """What trainer_state.json keeps: the arguments, and the layers that were kept."""
+        written = dict(self.request.written()) if self.request is not None else {}
+        arguments = {**written, "freeze_embeddings": self.freeze_embeddings, "layers_to_freeze": self.layers_to_freeze}
+        kept = {name: list(stack.kept) for name, stack in self.drop.stacks.items()} if self.drop is not None else {}
+        return {
+            "args": {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()},
+            "attributes": {"came_in_time": self.came_in_time, "kept": kept},
+        }
+
+    def _plan(self, args: Any, model: nn.Module, request: DropRequest) -> LayerDrop:
+        done_before = recorded_drop(pretrained_model(model).config) is not None
+        recorded = None if done_before else _recorded_in_checkpoint(args)
+        batches = None
+        if request.strategy == "contribution" and self._examples is not None and recorded is None:
+            batches = batches_of(self._examples, model, self._collator)
+        return plan_drop(model, request, batches, chosen_before=recorded)
+
+    def _check(self, model: nn.Module) -> None:
+        recorded = recorded_drop(pretrained_model(model).config) or {}
+        is_dropped = bool(recorded) if self.request is None else self._matches(self.request, recorded)
+        if not self.came_in_time and (self.request is None or not is_dropped):
+            raise LayerDropError(
+                "LayerDropCallback was added when the Trainer had been made (add_callback), too late to drop or freeze layers. "
+                "Pass it to the Trainer: Trainer(..., callbacks=[LayerDropCallback(...)])."
+            )
+        if self.request is not None and not is_dropped:
+            raise LayerDropError(
+                "The model has all its layers again: the Trainer's model_init has built it anew after LayerDropCallback dropped them. "
+                "Drop the layers in model_init itself, by drop_layers(model, ...) with the same arguments, or pass model= instead."
+            )
+        freezes = self.freeze_embeddings or self.layers_to_freeze
+        if freezes and self._model is not None and self._model() is not pretrained_model(model):
+            raise LayerDropError(
+                "The Trainer's model_init has built the model anew, and what was frozen can be trained again: "
+                "pass model= instead of model_init=."
+            )
+
+    @staticmethod
+    def _matches(request: DropRequest, recorded: Mapping[str, KeptLayers]) -> bool:
+        names = [request.stack] if request.stack is not None else list(recorded)
+        return bool(names) and all(name in recorded and request.matches(recorded[name]) for name in names)
+
+
+def _check_optimizer(optimizer: Any, model: nn.Module, drop: LayerDrop) -> None:
+    """Raise LayerDropError if an optimizer that was passed in holds parameters that are to be dropped."""
+    groups = getattr(optimizer, "param_groups", None)
+    if not groups:
+        return
+    gone = {id(parameter) for parameter in dropped_parameters(model, drop)}
+    held = sum(id(parameter) in gone for group in groups for parameter in group["params"])
+    if held:
+        raise LayerDropError(
+            f"The optimizer passed to the Trainer holds {held} parameters of layers that are to be dropped. Leave "
+            "`optimizers` out, so that the "
+            "Trainer makes one for what is left, or call drop_layers(model, ...) before you make the optimizer."
+        )
+
+
+def _recorded_in_checkpoint(args: Any) -> dict[str, KeptLayers] | None:
+    """What the checkpoint that `args` resumes from kept; None if there is no such checkpoint, or it holds adapters only.
+
+    Raises LayerDropError if it holds a model that has lost no layers.
+    """
+    checkpoint = getattr(args, "resume_from_checkpoint", None)
+    file = Path(checkpoint) / "config.json" if isinstance(checkpoint, str) else None
+    if file is None or not file.is_file():
+        return None
+    recorded = recorded_drop(json.loads(file.read_text(encoding="utf-8")))
+    if recorded is None:
+        raise LayerDropError(
+            f"The checkpoint to resume from ({checkpoint}) holds a model that has lost no layers, and this run drops some: its weights "
+            "would get into the wrong ones. Resume without dropping, or start anew in another output_dir."
+        )
+    return recorded
+
+
+def _check_checkpoint(state: Any, recorded: Mapping[str, KeptLayers], *, may_be_older: bool) -> None:
+    """Raise LayerDropError if the run that is resumed kept other layers than the model has.
+
+    A state without this callback is a run's that had none; `may_be_older` says that the model was dropped before this run.
+    """
+    written = (getattr(state, "stateful_callbacks", None) or {}).get(LayerDropCallback.__name__)
+    if written is None and not may_be_older:
+        raise LayerDropError(
+            "The checkpoint to resume from was saved by a run without LayerDropCallback, and this run drops layers: its weights "
+            "would get into the wrong ones. Resume without dropping, or start anew in another output_dir."
+        )
+    for entry in written if isinstance(written, list) else [written or {}]:
+        for name, kept in entry.get("attributes", {}).get("kept", {}).items():
+            if name not in recorded or list(recorded[name].kept) != list(kept):
+                now = describe_layers(recorded[name].kept) if name in recorded else "other layers"
+                raise LayerDropError(
+                    f"The checkpoint to resume from kept layers {describe_layers(tuple(kept))}, and the model of this run has {now}: its "
+                    "weights do not belong there. Ask for the same layers, or start anew in another output_dir."
+                )

@@ -1,0 +1,165 @@
+"""What a model shows, taken inside its own forward.
+
+    model(**inputs)
+      |- before layer 1        embedding output       hidden state 0
+      |- after layer i         raw output             hidden state i     (through its projection, if it has one)
+      |- inside layer i        QK^T/sqrt(d)           attention scores i
+      '- at the end            the output becomes a plain dict that holds all of these
+
+Everything a loss uses must come out of the student's own forward: what is computed beside it is unknown to DDP ("Expected to mark a
+variable ready only once"), to FSDP and to ZeRO. A plain dict, since DDP rebuilds a ModelOutput with its own fields only. In
+evaluation the hooks do nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from hf_compress.attention import Listener, Listening
+from hf_compress.errors import LossError
+from hf_compress.layers.stack import LayerStack, find_stacks, pretrained_model
+from hf_compress.signals import AttentionScores, Signals, SignalSpec, logits_of
+
+# The hooks that are on a model now: a second trainer on the same model takes the place of the first.
+_ATTACHED: WeakKeyDictionary[nn.Module, Capture] = WeakKeyDictionary()
+
+# Applies the projection of that name to a hidden state.
+Project = Callable[[str, Tensor], Tensor]
+
+
+class Capture:
+    """Hooks on one model that add what a `SignalSpec` asks for to the model's output.
+
+    Args:
+        model: the plain model, not its DDP or engine wrapper; a PEFT model is fine.
+        spec: what to record; only these layers are touched. Logits are in the output anyway.
+        project: applies a projection by name; needed where `spec` names one.
+        only_in_training: True for a student, whose evaluation must stay the task's own; False for a teacher.
+    """
+
+    def __init__(self, model: nn.Module, spec: SignalSpec, *, project: Project | None = None, only_in_training: bool = True) -> None:
+        self.spec = spec
+        self._project = project
+        self._only_in_training = only_in_training
+        self._recorded: dict[str, Tensor] | None = None  # a dict while the model's forward runs
+        self._calls: dict[str, int] = {}  # stack -> layers entered in this forward
+        self._inside: tuple[str, int] | None = None
+        self._listening: list[Listening] = []
+        if model in _ATTACHED:
+            _ATTACHED[model].remove()
+        stacks = find_stacks(model)
+        missing = spec.stacks - stacks.keys()
+        if missing:
+            raise LossError(f"{type(model).__name__} has no stack {', '.join(sorted(missing))}; it has {', '.join(stacks)}.")
+        self._handles = [
+            model.register_forward_pre_hook(self._begin),
+            model.register_forward_hook(self._finish),
+        ]
+        for stack in stacks.values():
+            if stack.name in spec.stacks:
+                self._hook(model, stack)
+        if heard := self._heard(stacks):
+            self._listening.append(Listening(pretrained_model(model), heard))
+        _ATTACHED[model] = self
+
+    @property
+    def attached(self) -> bool:
+        """Whether the hooks are still on the model."""
+        return bool(self._handles)
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+        for listening in self._listening:
+            listening.stop()
+        self._handles, self._listening = [], []
+
+    def signals(self, outputs: Mapping[str, Any]) -> Signals:
+        """Read what was asked for back from the model's output."""
+        return Signals(
+            logits=logits_of(outputs) if self.spec.logits else {},
+            hidden_states={key: outputs[key.name] for key in self.spec.hidden_states},
+            attention_scores={key: outputs[key.name] for key in self.spec.attention_scores},
+        )
+
+    def _hook(self, model: nn.Module, stack: LayerStack) -> None:
+        states = {key.layer for key in self.spec.hidden_states if key.stack == stack.name}
+        scores = {key.layer for key in self.spec.attention_scores if key.stack == stack.name}
+        outside = [layer for layer in states | scores if layer > stack.depth]
+        if outside:
+            raise LossError(f"Layer {max(outside)} was asked for, but {type(model).__name__} has {stack.depth} layers.")
+        for module in dict.fromkeys(stack.modules):  # ALBERT's one group stands for every layer
+            self._handles.append(module.register_forward_pre_hook(self._enter(stack), with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._leave(stack)))
+
+    def _heard(self, stacks: Mapping[str, LayerStack]) -> dict[nn.Module, Listener]:
+        """Every part of the layers whose scores are asked for; which part computes attention shows when it runs."""
+        wanted = {(key.stack, key.layer) for key in self.spec.attention_scores}
+        layers = [stacks[name].module(layer) for name, layer in wanted]
+        return {part: self._hear for module in layers for part in module.modules()}
+
+    # --- the hooks, in the order in which a forward meets them ---
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if module.training or not self._only_in_training:
+            self._recorded, self._calls, self._inside = {}, {}, None
+
+    def _enter(self, stack: LayerStack) -> Callable[..., None]:
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._recorded is None:
+                return
+            layer = self._calls.get(stack.name, 0) + 1
+            self._calls[stack.name], self._inside = layer, (stack.name, layer)
+            if layer == 1:
+                values = (*args, *kwargs.values())
+                entering = next(v for v in values if isinstance(v, Tensor) and v.is_floating_point() and v.dim() == 3)
+                self._record_state(stack, 0, entering)
+
+        return enter
+
+    def _hear(self, scores: Tensor) -> None:
+        if self._recorded is None or self._inside is None:
+            return
+        key = AttentionScores(*self._inside)
+        # The first attention in a layer is its self-attention; a decoder's cross-attention comes after it.
+        if key in self.spec.attention_scores:
+            self._recorded.setdefault(key.name, scores)
+
+    def _leave(self, stack: LayerStack) -> Callable[..., None]:
+        def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if self._recorded is not None:
+                self._record_state(stack, self._calls[stack.name], output[0] if isinstance(output, tuple) else output)
+                self._inside = None
+
+        return leave
+
+    def _record_state(self, stack: LayerStack, layer: int, state: Tensor) -> None:
+        assert self._recorded is not None
+        wanted = [key for key in self.spec.hidden_states if (key.stack, key.layer) == (stack.name, layer)]
+        state = state.transpose(0, 1) if wanted and stack.time_major else state
+        for key in wanted:
+            if not key.projection:
+                self._recorded[key.name] = state
+            else:
+                assert self._project is not None
+                self._recorded[key.name] = self._project(key.projection, state)
+
+    def _finish(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self._recorded is None:
+            return None
+        recorded, self._recorded = self._recorded, None  # a second pass in backward (gradient checkpointing) is not heard
+        wanted = {key.name for key in self.spec.hidden_states} | {key.name for key in self.spec.attention_scores}
+        absent = wanted - recorded.keys()
+        if absent:
+            raise LossError(
+                f"{type(module).__name__} did not show {', '.join(sorted(absent))} in its forward. "
+                "If it computes attention in a way of its own, use losses without attention scores."
+            )
+        if not isinstance(output, Mapping):
+            raise LossError(f"{type(module).__name__} returned a {type(output).__name__}; distilling needs return_dict=True.")
+        return {**output, **recorded}

@@ -1,0 +1,197 @@
+"""One distilling set-up: which losses, on which layers of which student, against which teacher. The trainer only runs it.
+
+    counts(batches)      units of the whole step, all micro-batches and processes
+    student's forward    (hooks add the signals to its output)
+    teacher.signals()
+    parts()              sum over this micro-batch / count of the step, loss by loss
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from hf_compress.capture import Capture
+from hf_compress.errors import LossError, TeacherError
+from hf_compress.layers.layer_map import LayerMap
+from hf_compress.layers.record import recorded_drop
+from hf_compress.layers.stack import find_stacks, pretrained_model
+from hf_compress.losses.labels import LabelsLoss
+from hf_compress.losses.loss import Loss, Phase
+from hf_compress.losses.reduction import BatchReader
+from hf_compress.projections import Projections
+from hf_compress.signals import Signals, SignalSource, SignalSpec
+from hf_compress.task import ModelShape
+
+
+class Distillation:
+    """Losses between one student and one teacher, for one run.
+
+    Args:
+        student: the plain model, on its device, with the layers it will keep.
+        losses: as the user gave them; those of weight 0 are left out.
+        teacher: who shows the teacher's side; None where no loss asks for it.
+        teacher_shape: the teacher's sizes.
+        tokenizer: for padding and separator tokens.
+
+    Raises:
+        LossError, LayerMapError: where a loss does not fit the two models.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        losses: Sequence[Loss],
+        teacher: SignalSource | None,
+        teacher_shape: ModelShape | None,
+        tokenizer: Any = None,
+    ) -> None:
+        shape = ModelShape.of(student)
+        asked = [loss for loss in losses if loss.weight != 0]
+        if not asked:
+            raise LossError("Every loss has weight 0, so there is nothing to learn from. Give one a weight above 0.")
+        if teacher is None and any(loss.needs_teacher for loss in asked):
+            names = ", ".join(loss.name for loss in asked if loss.needs_teacher)
+            raise TeacherError(
+                f"The losses {names} compare with a teacher, but none was given: --teacher_model_name_or_path, or "
+                "DistillTrainer(teacher=model)."
+            )
+        self.losses = tuple(resolved for loss in asked for resolved in loss.resolve(shape, teacher_shape or shape))
+        self.teacher = teacher
+        self.teacher_spec = SignalSpec()
+        self.student = student
+        self.projections = Projections.attach(student, {k: v for loss in self.losses for k, v in loss.projections.items()})
+        self.reader = _reader(student, shape, tokenizer, separators=any(getattr(loss, "skip_heads", None) for loss in self.losses))
+        self._student_capture: Capture | None = None
+        self.active = self.losses
+
+    def losses_in(self, phase: Phase) -> tuple[Loss, ...]:
+        """The losses that act in a phase.
+
+        Raises:
+            LossError: if there are none.
+        """
+        found = tuple(loss for loss in self.losses if loss.phase == phase)
+        if not found:
+            have = ", ".join(sorted({loss.phase for loss in self.losses}))
+            raise LossError(f"No loss takes part in the {phase} phase; the losses belong to: {have}. Choose another recipe, e.g. tinybert.")
+        return found
+
+    def start(self, phase: Phase | None = None) -> None:
+        """Let the losses of one phase act, or all of them, and hook into the student for just what these need."""
+        self.active = self.losses if phase is None else self.losses_in(phase)
+        spec, self.teacher_spec = SignalSpec(), SignalSpec()
+        for loss in self.active:
+            spec, self.teacher_spec = spec | loss.student_spec(), self.teacher_spec | loss.teacher_spec()
+        self._student_capture = Capture(self.student, spec, project=self.projections.project)
+        self.units = tuple(sorted({loss.unit for loss in self.active}))
+
+    def stop(self) -> None:
+        """Take the hooks off both models: what was trained is a plain model again."""
+        if self._student_capture is not None:
+            self._student_capture.remove()
+            self._student_capture = None
+        if self.teacher is not None:
+            self.teacher.close()
+
+    @property
+    def running(self) -> bool:
+        """Between `start` and `stop`."""
+        return self._student_capture is not None
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a loss of this phase reads labels; others never reach the student."""
+        return any(isinstance(loss, LabelsLoss) for loss in self.active)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a loss of this phase reads the teacher."""
+        return any(loss.needs_teacher for loss in self.active)
+
+    def counts(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
+        """How many units these batches have, (units,) float; to be summed over processes."""
+        total = torch.zeros(len(self.units), device=device)
+        for batch in batches:
+            read = self.reader.read(batch)
+            total = total + torch.stack([read.count(unit) for unit in self.units]).to(device)
+        return total
+
+    def teacher_signals(self, inputs: Mapping[str, Tensor]) -> Signals:
+        """What the teacher shows of this batch, for the losses of this phase."""
+        if self.teacher is None or not self.needs_teacher:
+            return Signals()
+        return self.teacher.signals(inputs, self.teacher_spec)
+
+    def parts(
+        self,
+        outputs: Mapping[str, Any],
+        teacher: Signals,
+        inputs: Mapping[str, Any],
+        counts: Tensor,
+        labels_mean: Callable[[Mapping[str, Any]], Tensor],
+    ) -> dict[str, tuple[Tensor, float]]:
+        """Each loss of this micro-batch as its share of the step's mean.
+
+        Args:
+            outputs: the student's, with the signals that its hooks added.
+            teacher: see `teacher_signals`.
+            inputs: the batch, labels included.
+            counts: (units,), of the whole step.
+            labels_mean: the task's own loss from the student's output.
+
+        Returns:
+            By name: the value, to be summed over the step's micro-batches and processes, and its weight.
+        """
+        assert self._student_capture is not None
+        batch = self.reader.read(inputs)
+        student = self._student_capture.signals(outputs)
+        parts: dict[str, tuple[Tensor, float]] = {}
+        for loss in self.active:
+            total = loss.of_mean(labels_mean(outputs), batch) if isinstance(loss, LabelsLoss) else loss(student, teacher, batch)
+            value = total / counts[self.units.index(loss.unit)].clamp(min=1)
+            name = loss.name if loss.name not in parts else f"{loss.name}_{getattr(loss, 'stack', len(parts))}"
+            parts[name] = (value, loss.weight)
+        return parts
+
+
+def layer_map_for(text: str | None, student: nn.Module, teacher: ModelShape) -> LayerMap | None:
+    """The layer map of a flag; without one, what dropping left of the student, if its record fits this teacher.
+
+    Returns:
+        None where neither says anything: the losses then take a uniform map.
+
+    Raises:
+        LayerMapError: in the user's words.
+    """
+    shape = ModelShape.of(student)
+    stack = next(iter(shape.stacks))
+    taught = teacher.stacks.get(stack)
+    if taught is None:
+        return None
+    record = (recorded_drop(pretrained_model(student).config) or {}).get(stack)
+    fits = record is not None and len(record.kept) == shape.stacks[stack].num_layers and record.num_layers == taught.num_layers
+    kept = record.kept if record is not None and fits else None
+    if text is not None:
+        return LayerMap.parse(text, shape.stacks[stack].num_layers, taught.num_layers, kept)
+    return LayerMap.kept(kept) if kept is not None and len(shape.stacks) == 1 else None
+
+
+def _reader(student: nn.Module, shape: ModelShape, tokenizer: Any, *, separators: bool) -> BatchReader:
+    stacks = find_stacks(student)
+    known = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
+    config = pretrained_model(student).config
+    separator = getattr(known, "sep_token_id", None)
+    return BatchReader(
+        kind=shape.kind,
+        stacks=tuple(stacks),
+        pad_token_id=getattr(known, "pad_token_id", None) if known else getattr(config, "pad_token_id", None),
+        eos_token_id=getattr(known, "eos_token_id", None) if known else getattr(config, "eos_token_id", None),
+        separator_ids=(separator,) if separators and separator is not None else (),
+        causal_stacks=frozenset(name for name, stack in stacks.items() if stack.causal),
+        summary_last=frozenset(name for name, stack in stacks.items() if stack.summary_token == "last"),
+    )

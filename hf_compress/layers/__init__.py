@@ -1,0 +1,1 @@
+"""Which layers a student keeps: finding a model's layers, choosing some, dropping them, and what follows for the teacher."""

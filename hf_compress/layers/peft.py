@@ -1,0 +1,135 @@
+"""Adapters over a model whose layers were dropped.
+
+An adapter file names its base model. If layers of that base were dropped, the adapter loads, silently, onto the full one. So
+the dropped base is saved beside the adapters, and the adapters' configs name it:
+
+    output_dir/adapter_config.json      base_model_name_or_path: .../output_dir/base_model
+    output_dir/base_model/              the dropped base, without adapters
+
+Until it is saved, the adapters name a base that cannot be loaded, so that nobody loads the full one unawares.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_compress.errors import LayerDropError
+from hf_compress.layers.rebuild import build_empty
+from hf_compress.layers.stack import LayerStack, pretrained_model
+from hf_compress.layers.zero import whole_parameters
+
+BASE_FOLDER = "base_model"
+BASE_NOT_SAVED = "layers-dropped-from-base--call-save_dropped_base"
+KEPT_STACKS = dict[str, tuple[LayerStack, tuple[int, ...]]]
+LAYER_NUMBER = re.compile(r"(?:^|[.\\(\[|])\d+(?:$|[.\\)\]|,-])")
+NAMING_FIELDS = ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern", "target_parameters")
+
+
+def adapter_configs(model: nn.Module) -> dict[str, Any]:
+    """The model's PEFT adapters by name; empty if it has none."""
+    configs = getattr(model, "peft_config", None)
+    return dict(configs) if isinstance(configs, dict) else {}
+
+
+def check_adapters(model: nn.Module, kept: KEPT_STACKS) -> None:
+    """Raise LayerDropError if an adapter of `model` could not be loaded again once only the layers `kept` are left."""
+    for name, config in adapter_configs(model).items():
+        if getattr(config, "is_prompt_learning", False):
+            raise LayerDropError(
+                f"The adapter {name!r} ({config.peft_type}) holds a prompt for each layer of the full model: drop the "
+                "layers first, then add the adapter."
+            )
+        for field in NAMING_FIELDS:
+            value = getattr(config, field, None)
+            words = [value] if isinstance(value, str) else list(value or ())
+            numbered = [word for word in words if LAYER_NUMBER.search(str(word))]
+            if numbered:
+                raise LayerDropError(
+                    f"The adapter {name!r} names layers by number in {field} ({numbered[0]!r}), and dropping layers renumbers them: "
+                    "drop the layers first, then add the adapter."
+                )
+        _renumbered(name, config, kept)
+
+
+def renumber_adapters(model: nn.Module, kept: KEPT_STACKS) -> None:
+    """Let `layers_to_transform` of each adapter follow its layers to their new places. `check_adapters` came before."""
+    for name, config in adapter_configs(model).items():
+        renumbered = _renumbered(name, config, kept)
+        if renumbered is not None:
+            config.layers_to_transform = renumbered
+
+
+def forget_base(model: nn.Module) -> None:
+    """Let the adapters name no base that could be loaded, since the one they name still has its dropped layers."""
+    for config in adapter_configs(model).values():
+        config.base_model_name_or_path = BASE_NOT_SAVED
+
+
+def base_is_forgotten(model: nn.Module) -> bool:
+    """Whether the base of the model's adapters was dropped and has not been saved by `save_dropped_base` since."""
+    return any(config.base_model_name_or_path == BASE_NOT_SAVED for config in adapter_configs(model).values())
+
+
+def save_dropped_base(model: nn.Module, directory: str | Path, *, write: bool = True) -> Path:
+    """Save the base of a PEFT model, without its adapters, in `directory`/base_model, and let the adapters name it.
+
+    Call it before `model.save_pretrained(directory)`; LayerDropCallback does by itself. Among several processes all call it,
+    and one with `write=True`. Returns the folder. Raises LayerDropError if `model` has no adapters or its weights do not fit
+    its config.
+    """
+    configs = adapter_configs(model)
+    if not configs:
+        raise LayerDropError(f"{type(model).__name__} has no adapters: save it with save_pretrained.")
+    folder = (Path(directory) / BASE_FOLDER).resolve()
+    with whole_parameters(model):
+        if write:
+            _plain_base(model).save_pretrained(folder)
+    for config in configs.values():
+        config.base_model_name_or_path = str(folder)
+    return folder
+
+
+def _plain_base(model: nn.Module) -> PreTrainedModel:
+    """The base, with the parameters that the adapters wrap and without what they add. It shares memory with `model`."""
+    owner = pretrained_model(model)
+    base = build_empty(owner, owner.config)
+    wanted = base.state_dict()
+    plain: dict[str, torch.Tensor] = {}
+    for name, tensor in owner.state_dict().items():
+        parts = name.split(".")
+        known = ".".join(part for part in parts if part not in ("base_layer", "original_module"))
+        if "modules_to_save" not in parts and known in wanted and wanted[known].shape == tensor.shape:
+            plain[known] = tensor.detach()
+    missing = sorted(wanted.keys() - plain.keys())
+    if missing:
+        raise LayerDropError(
+            f"Cannot save the base of {type(model).__name__} without its adapters: found no weights for {', '.join(missing[:3])}."
+        )
+    base.load_state_dict(plain, assign=True)
+    base.tie_weights()
+    return base
+
+
+def _renumbered(name: str, config: Any, kept: KEPT_STACKS) -> list[int] | None:
+    """The adapter's `layers_to_transform` after the drop; None if it has none."""
+    layers = getattr(config, "layers_to_transform", None)
+    if layers is None:
+        return None
+    if len(kept) > 1 or any(stack.name != "layers" for stack, _ in kept.values()):
+        raise LayerDropError(
+            f"The adapter {name!r} names its layers by number (layers_to_transform) in a model with two stacks: drop the layers first."
+        )
+    ((_, stays),) = kept.values()
+    indices = [layers] if isinstance(layers, int) else list(layers)
+    left = [stays.index(index + 1) for index in indices if index + 1 in stays]
+    if not left:
+        raise LayerDropError(
+            f"The adapter {name!r} lies only in layers that are to be dropped: drop the layers first, then add the adapter."
+        )
+    return left

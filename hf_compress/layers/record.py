@@ -1,0 +1,64 @@
+"""What dropping kept, written into the model's config, so that it travels with the checkpoint.
+
+    config.hf_compress = {"layer_drop": {"layers": {"kept": [1, 2, 5, 6], "num_layers": 6, "request": {"strategy": "symmetric"}}}}
+
+There is one entry for each stack: "layers", or "encoder" and "decoder". Layers are counted from 1 in the full model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+CONFIG_KEY = "hf_compress"
+DROP_KEY = "layer_drop"
+
+
+@dataclass(frozen=True)
+class KeptLayers:
+    """The layers of one stack that dropping kept.
+
+    `kept` counts from 1 in the full model of `num_layers`; `request` holds what was asked for, without what was left out.
+    """
+
+    kept: tuple[int, ...]
+    num_layers: int
+    request: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """The layers that went, counted from 1 in the full model."""
+        return tuple(layer for layer in range(1, self.num_layers + 1) if layer not in self.kept)
+
+
+def recorded_drop(config: Any) -> dict[str, KeptLayers] | None:
+    """What was kept of the model with this config, by stack; None if no layer was dropped.
+
+    `config` is a transformers config or what lies in a config.json, as a dict.
+    """
+    written = config.get(CONFIG_KEY) if isinstance(config, dict) else getattr(config, CONFIG_KEY, None)
+    if not isinstance(written, dict) or not written.get(DROP_KEY):
+        return None
+    return {
+        name: KeptLayers(
+            kept=tuple(int(layer) for layer in entry["kept"]),
+            num_layers=int(entry["num_layers"]),
+            request=tuple(sorted((key, _frozen(value)) for key, value in entry.get("request", {}).items())),
+        )
+        for name, entry in written[DROP_KEY].items()
+    }
+
+
+def record_drop(config: Any, stacks: dict[str, KeptLayers]) -> None:
+    """Write what was kept of each of these stacks into `config`; other stacks' entries stay."""
+    written = dict(getattr(config, CONFIG_KEY, None) or {})
+    entries = dict(written.get(DROP_KEY) or {})
+    for name, kept in stacks.items():
+        request = {key: list(value) if isinstance(value, tuple) else value for key, value in kept.request}
+        entries[name] = {"kept": list(kept.kept), "num_layers": kept.num_layers, "request": request}
+    written[DROP_KEY] = entries
+    setattr(config, CONFIG_KEY, written)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,24 @@
+"""Parameters that ZeRO-3 has split up among processes, made whole for as long as something reads them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import nn
+
+
+@contextlib.contextmanager
+def whole_parameters(model: nn.Module) -> Iterator[None]:
+    """Within it every parameter of `model` has its full shape, on each process; without ZeRO-3 it does nothing.
+
+    All processes have to enter together.
+    """
+    parameters = list(model.parameters())
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parameters):
+        yield

@@ -1,0 +1,78 @@
+"""The parts of the loss for the log, and a watch on the teacher, without reading anything from the device in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from hf_compress.errors import TeacherError
+from hf_compress.signals import Signals
+
+
+class LossLog:
+    """Adds up each part of the loss on the device; `read` is called when the trainer logs."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._since = 0
+
+    def add(self, parts: Mapping[str, tuple[Tensor, float]]) -> None:
+        """Add one micro-batch's share of each part, unweighted."""
+        for name, (value, _) in parts.items():
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def read(self, step: int, sum_over_processes: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """The mean of each part over the optimizer steps since the last read, as `loss_logits` and so on.
+
+        Args:
+            step: the number of optimizer steps done.
+            sum_over_processes: of a small tensor; called on all of them.
+        """
+        steps = step - self._since
+        if not self._sums or steps < 1:
+            return {}
+        names = sorted(self._sums)
+        means = (sum_over_processes(torch.stack([self._sums[name] for name in names])) / steps).tolist()
+        self._sums, self._since = {}, step
+        return {f"loss_{name}": mean for name, mean in zip(names, means, strict=True)}
+
+    def restart(self, step: int) -> None:
+        """Forget what was added, and count from this step."""
+        self._sums, self._since = {}, step
+
+
+class FiniteWatch:
+    """Notices the first step at which a signal of the teacher is not finite; `check` reads, `watch` does not."""
+
+    def __init__(self) -> None:
+        self._first_bad: dict[str, Tensor] = {}
+
+    def watch(self, signals: Signals, step: int) -> None:
+        """Look at a batch's signals; a sum is finite only where all its terms are."""
+        for name, tensor in signals.named_tensors().items():
+            bad = ~torch.isfinite(tensor.sum(dtype=torch.float32))
+            seen = self._first_bad.get(name)
+            seen = torch.full((), -1, device=tensor.device) if seen is None else seen
+            self._first_bad[name] = torch.where(bad & (seen < 0), step, seen)
+
+    def check(self) -> None:
+        """Read what was noticed.
+
+        Raises:
+            TeacherError: naming the step and the layer.
+        """
+        if not self._first_bad:
+            return
+        steps = torch.stack(list(self._first_bad.values())).tolist()
+        bad = {name: step for name, step in zip(self._first_bad, steps, strict=True) if step >= 0}
+        self._first_bad = {}
+        if bad:
+            first = min(bad.values())
+            names = ", ".join(sorted(name for name, step in bad.items() if step == first))
+            raise TeacherError(
+                f"The teacher gave NaN or infinity at step {first + 1}, in {names}. A teacher in float16 overflows easily: try "
+                "--teacher_dtype float32 or bfloat16; else its weights are damaged, so evaluate it alone first."
+            )

@@ -1,0 +1,136 @@
+"""Attention: the student's scores against the teacher's, head by head."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hf_compress.errors import LossError
+from hf_compress.layers.layer_map import LayerMap
+from hf_compress.losses.hidden_states import stacks_in_both
+from hf_compress.losses.loss import Loss, Phase
+from hf_compress.losses.reduction import Batch, full_precision, masked_sum, tokens_of
+from hf_compress.signals import AttentionScores, Signals, SignalSpec
+from hf_compress.task import ModelShape
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AttentionScoresLoss(Loss):
+    """Compare attention scores, QK^T/sqrt(d) before mask and softmax (TinyBERT 1909.10351, eq. 7).
+
+        mean over heads, mean over the keys a query may see, of (a_S - a_T)^2,  over real queries; layers are added up
+
+    Scores, not probabilities: TinyBERT found them to converge faster and to better students. Both models need the same number of
+    heads; where they have not, leave this loss out and keep the hidden states.
+
+    Attributes:
+        layer_map: as in `HiddenStatesLoss`; attention has no layer 0.
+        skip_heads: leave a teacher's head out, example by example, where its mean attention on separator tokens is above this share
+            (0 to 1): such heads "do nothing", and teach nothing. None, the default, keeps all.
+        stack: as in `HiddenStatesLoss`.
+        required: raise where the two models' attention cannot be compared; False leaves the loss out there, and says so in the log.
+        weight: see `Loss`.
+
+    Example:
+        >>> AttentionScoresLoss(LayerMap.uniform(4, 12)).layer_map.pairs[0]
+        (1, 3)
+    """
+
+    name: ClassVar[str] = "attention_scores"
+    phase: ClassVar[Phase] = "intermediate"
+    layer_map: LayerMap | None = None
+    skip_heads: float | None = None
+    stack: str | None = None
+    required: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.skip_heads is not None and not 0 < self.skip_heads < 1:
+            raise LossError(f"skip_heads is {self.skip_heads}; it is a share of attention, between 0 and 1.")
+        if self.layer_map is not None and any(0 in pair for pair in self.layer_map.pairs):
+            raise LossError("Layer 0 is the embedding output: it has no attention. Number layers from 1.")
+
+    def resolve(self, student: ModelShape, teacher: ModelShape) -> tuple[Loss, ...]:
+        """Choose stacks, fill in the layer map, and compare the numbers of heads."""
+        try:
+            return self._resolve(student, teacher)
+        except LossError as error:
+            if self.required:
+                raise
+            logger.info("attention scores are left out: %s", error)
+            return ()
+
+    def _resolve(self, student: ModelShape, teacher: ModelShape) -> tuple[Loss, ...]:
+        for shape in (student, teacher):
+            if not shape.shows_attention_scores:
+                raise LossError(
+                    f"{shape.name} computes its attention in a way of its own, so its scores cannot be seen. Leave the attention out: "
+                    "--distill_weights attention_scores=0, or the recipe logits, distilbert or pkd."
+                )
+        resolved = []
+        for name in stacks_in_both(self, student, teacher):
+            ours, theirs = student.stacks[name], teacher.stacks[name]
+            layer_map = self.layer_map or LayerMap.uniform(ours.num_layers, theirs.num_layers)
+            layer_map.validate(ours.num_layers, theirs.num_layers)
+            if ours.num_attention_heads != theirs.num_attention_heads:
+                pairs = ", ".join(f"{a}:{b}" for a, b in layer_map.pairs)
+                raise LossError(
+                    f"Attention scores are compared head by head, but the student has {ours.num_attention_heads} heads and the teacher "
+                    f"{theirs.num_attention_heads} (layers {pairs}). Give the student {theirs.num_attention_heads} heads, or leave the "
+                    "attention out: --distill_weights attention_scores=0, or the recipe distilbert or pkd."
+                )
+            resolved.append(replace(self, layer_map=layer_map, stack=name))
+        return tuple(resolved)
+
+    @property
+    def unit(self) -> str:
+        """Real queries, which are the real tokens."""
+        return tokens_of(self.stack or "")
+
+    def student_spec(self) -> SignalSpec:
+        """The mapped layers' scores."""
+        return SignalSpec(attention_scores=frozenset(AttentionScores(self.stack or "", layer) for layer, _ in self._pairs))
+
+    def teacher_spec(self) -> SignalSpec:
+        """The mapped layers' scores."""
+        return SignalSpec(attention_scores=frozenset(AttentionScores(self.stack or "", layer) for _, layer in self._pairs))
+
+    def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
+        """Sum over layers and real queries."""
+        real = batch.token_masks[self.stack or ""]  # (batch, tokens)
+        visible = real[:, None, :].expand(-1, real.shape[-1], -1)  # (batch, queries, keys)
+        if self.stack in batch.causal_stacks:
+            visible = visible & torch.ones_like(visible[0]).tril()
+        total = torch.zeros((), device=real.device)
+        for student_layer, teacher_layer in self._pairs:
+            ours = full_precision(student.attention_scores[AttentionScores(self.stack or "", student_layer)])
+            theirs = full_precision(teacher.attention_scores[AttentionScores(self.stack or "", teacher_layer)])
+            keys = visible[:, None]  # (batch, 1, queries, keys)
+            # In place of a where(): one pass less over (batch, heads, queries, keys), the largest tensors of the step.
+            squares = (ours - theirs).masked_fill(~keys, 0.0).pow(2).sum(-1)  # (batch, heads, queries)
+            per_query = squares / keys.sum(-1).clamp(min=1)
+            total = total + masked_sum(self._over_heads(per_query, theirs, keys, batch), real)
+        return total
+
+    def _over_heads(self, per_query: Tensor, scores: Tensor, keys: Tensor, batch: Batch) -> Tensor:
+        """(batch, heads, queries) -> (batch, queries)."""
+        if self.skip_heads is None:
+            return per_query.mean(1)
+        if batch.separators is None:
+            raise LossError("skip_heads needs to know the separator tokens: give the trainer the tokenizer (processing_class=tokenizer).")
+        probabilities = scores.masked_fill(~keys, torch.finfo(scores.dtype).min).softmax(-1)
+        on_separators = (probabilities * batch.separators[:, None, None, :]).sum(-1)  # (batch, heads, queries)
+        real = batch.token_masks[self.stack or ""][:, None]
+        share = torch.where(real, on_separators, 0.0).sum(-1) / real.sum(-1)  # (batch, heads)
+        kept = (share <= self.skip_heads).float()[..., None]
+        return (per_query * kept).sum(1) / kept.sum(1).clamp(min=1)
+
+    @property
+    def _pairs(self) -> tuple[tuple[int, int], ...]:
+        assert self.layer_map is not None, "resolve() comes first"
+        return self.layer_map.pairs

@@ -1,0 +1,170 @@
+"""Layers: the student's hidden states against those of the teacher's layers that teach it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_compress.errors import LossError
+from hf_compress.layers.layer_map import LayerMap
+from hf_compress.losses.loss import Loss, Phase, Projection
+from hf_compress.losses.reduction import EXAMPLES, Batch, full_precision, masked_sum, tokens_of
+from hf_compress.signals import HiddenState, Signals, SignalSpec
+from hf_compress.task import ModelShape
+
+HiddenStatesKind = Literal["mse", "cosine", "summary"]
+ProjectionChoice = Literal["shared", "per_layer", "none"]
+
+
+@dataclass(frozen=True)
+class HiddenStatesLoss(Loss):
+    """Compare hidden states, layer by layer; the layers' values are added up.
+
+        mse      mean_d (h_S - h_T)^2               over real tokens      TinyBERT 1909.10351, eq. 8
+        cosine   1 - cos(h_S, h_T)                  over real tokens      DistilBERT 1910.01108
+        summary  |h_S/|h_S| - h_T/|h_T||^2          over examples, at the summary token only      PKD 1908.09355, eq. 7
+
+    The summary token is the first real one; the last real one for XLNet and where a token sees no later one.
+
+    Where the widths differ, the student's state goes through a learnt linear map to the teacher's width. `shared`, TinyBERT's way, has
+    one map for all layers; `per_layer` has one each, which fits closer and teaches the layers less. The maps are no part of
+    the saved student.
+
+    Attributes:
+        layer_map: which teacher layer teaches which student layer; None is what dropping left, else a uniform map.
+        kind: see above.
+        projection: see above; "none" refuses models of different widths.
+        stack: "encoder" or "decoder"; None is each stack the model has.
+        weight: see `Loss`.
+
+    Example:
+        >>> HiddenStatesLoss(LayerMap.uniform(4, 12)).layer_map.pairs
+        ((1, 3), (2, 6), (3, 9), (4, 12))
+    """
+
+    name: ClassVar[str] = "hidden_states"
+    phase: ClassVar[Phase] = "intermediate"
+    layer_map: LayerMap | None = None
+    kind: HiddenStatesKind = "mse"
+    projection: ProjectionChoice = "shared"
+    stack: str | None = None
+    widths: tuple[int, int] = field(default=(0, 0), kw_only=True)  # student's and teacher's, filled in by resolve()
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("mse", "cosine", "summary"):
+            raise LossError(f"{type(self).__name__} has no kind {self.kind!r}; it has 'mse', 'cosine' and 'summary'.")
+        if self.projection not in ("shared", "per_layer", "none"):
+            raise LossError(f"{type(self).__name__} has no projection {self.projection!r}; it has 'shared', 'per_layer' and 'none'.")
+
+    def resolve(self, student: ModelShape, teacher: ModelShape) -> tuple[Loss, ...]:
+        """Choose stacks, fill in the layer map, and see whether a projection is needed."""
+        resolved = []
+        for name in stacks_in_both(self, student, teacher):
+            ours, theirs = student.stacks[name], teacher.stacks[name]
+            layer_map = self._map(ours.num_layers, theirs.num_layers)
+            layer_map.validate(ours.num_layers, theirs.num_layers)
+            widths = (ours.hidden_size, theirs.hidden_size)
+            if widths[0] != widths[1] and self.projection == "none":
+                raise LossError(
+                    f"The student's hidden size is {widths[0]} and the teacher's {widths[1]}, so their states can only be compared "
+                    "through a projection: projection='shared' or 'per_layer'."
+                )
+            resolved.append(replace(self, layer_map=layer_map, stack=name, widths=widths))
+        return tuple(resolved)
+
+    def _map(self, num_student_layers: int, num_teacher_layers: int) -> LayerMap:
+        return self.layer_map or LayerMap.uniform(num_student_layers, num_teacher_layers)
+
+    @property
+    def unit(self) -> str:
+        """Real tokens; examples for the summary token."""
+        return EXAMPLES if self.kind == "summary" else tokens_of(self.stack or "")
+
+    @property
+    def projections(self) -> dict[str, Projection]:
+        """None where the widths agree."""
+        if self.widths[0] == self.widths[1]:
+            return {}
+        return {self._projection_name(layer): Projection(*self.widths) for layer, _ in self._pairs}
+
+    def student_spec(self) -> SignalSpec:
+        """The mapped layers, projected."""
+        return SignalSpec(hidden_states=frozenset(self._student_key(layer) for layer, _ in self._pairs))
+
+    def teacher_spec(self) -> SignalSpec:
+        """The mapped layers."""
+        return SignalSpec(hidden_states=frozenset(HiddenState(self.stack or "", layer) for _, layer in self._pairs))
+
+    def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
+        """Sum over layers and units."""
+        mask = batch.token_masks[self.stack or ""]
+        total = torch.zeros((), device=mask.device)
+        for student_layer, teacher_layer in self._pairs:
+            ours = full_precision(student.hidden_states[self._student_key(student_layer)])
+            theirs = full_precision(teacher.hidden_states[HiddenState(self.stack or "", teacher_layer)])
+            if self.kind == "summary":
+                token = summary_index(mask, last=self.stack in batch.summary_last)
+                rows = torch.arange(len(token), device=token.device)
+                difference = F.normalize(ours[rows, token], dim=-1) - F.normalize(theirs[rows, token], dim=-1)
+                total = total + difference.pow(2).sum()
+            elif self.kind == "cosine":
+                total = total + masked_sum(1 - F.cosine_similarity(ours, theirs, dim=-1), mask)
+            else:
+                total = total + masked_sum((ours - theirs).pow(2).mean(-1), mask)
+        return total
+
+    @property
+    def _pairs(self) -> tuple[tuple[int, int], ...]:
+        assert self.layer_map is not None, "resolve() comes first"
+        return self.layer_map.pairs
+
+    def _projection_name(self, layer: int) -> str:
+        return f"{self.stack}_shared" if self.projection == "shared" else f"{self.stack}_layer_{layer}"
+
+    def _student_key(self, layer: int) -> HiddenState:
+        name = "" if self.widths[0] == self.widths[1] else self._projection_name(layer)
+        return HiddenState(self.stack or "", layer, name)
+
+
+@dataclass(frozen=True)
+class EmbeddingsLoss(HiddenStatesLoss):
+    """Compare the embedding outputs, what enters layer 1: `HiddenStatesLoss` on the pair 0:0 (TinyBERT, eq. 9).
+
+    It shares its projection with `HiddenStatesLoss(projection="shared")`, as TinyBERT's released code does; "per_layer" gives it its own.
+    """
+
+    name: ClassVar[str] = "embeddings"
+
+    def _map(self, num_student_layers: int, num_teacher_layers: int) -> LayerMap:
+        return LayerMap(((0, 0),))
+
+
+def summary_index(mask: Tensor, last: bool) -> Tensor:
+    """Where the token stands that sums an example up.
+
+    Args:
+        mask: (batch, tokens) bool, True where a token is real; padding may be on either side.
+        last: the last real token rather than the first.
+
+    Returns:
+        (batch,) int64.
+    """
+    positions = torch.arange(mask.shape[-1], device=mask.device).expand_as(mask)
+    return torch.where(mask, positions, -1).amax(-1) if last else mask.int().argmax(-1)
+
+
+def stacks_in_both(loss: HiddenStatesLoss | Loss, student: ModelShape, teacher: ModelShape) -> list[str]:
+    """The stacks a loss compares: the one it names, or all; both models must have them."""
+    wanted = getattr(loss, "stack", None)
+    names = [wanted] if wanted else list(student.stacks)
+    for name in names:
+        if name not in student.stacks or name not in teacher.stacks:
+            raise LossError(
+                f"{type(loss).__name__} compares the stack {name!r}, but the student {student.name} has {', '.join(student.stacks)} "
+                f"and the teacher {teacher.name} has {', '.join(teacher.stacks)}."
+            )
+    return names

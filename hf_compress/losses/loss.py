@@ -1,0 +1,75 @@
+"""What every loss is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from hf_compress.losses.reduction import Batch
+from hf_compress.signals import Signals, SignalSpec
+from hf_compress.task import ModelShape
+
+Phase = Literal["intermediate", "prediction"]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A learnt linear map from the student's width to the teacher's, trained with the student and left out of the saved model."""
+
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True)
+class Loss(ABC):
+    """A sum over units, to be divided by the units of the whole step.
+
+    A loss is a value: two losses with the same settings are equal, and nothing in it changes while training. Whatever depends on the
+    models (which layers, whether a projection is needed) is filled in once, by `resolve`.
+
+    Attributes:
+        weight: its factor in the total. A loss of weight 0 is not computed.
+    """
+
+    weight: float = field(default=1.0, kw_only=True)
+
+    # As flags and logs call it; the phase of a two-phase run in which it takes part; whether it reads the teacher.
+    name: ClassVar[str]
+    phase: ClassVar[Phase]
+    needs_teacher: ClassVar[bool] = True
+
+    @abstractmethod
+    def resolve(self, student: ModelShape, teacher: ModelShape) -> tuple[Loss, ...]:
+        """Fill in what depends on the two models, or say why the loss does not fit them.
+
+        Returns:
+            One loss, or one for each stack of layers (encoder and decoder).
+
+        Raises:
+            LossError, LayerMapError: in the user's words.
+        """
+
+    @property
+    @abstractmethod
+    def unit(self) -> str:
+        """What it sums over; see `reduction`."""
+
+    @property
+    def projections(self) -> dict[str, Projection]:
+        """The learnt maps it needs, by name; equal names are shared."""
+        return {}
+
+    @abstractmethod
+    def student_spec(self) -> SignalSpec:
+        """What it asks the student to show."""
+
+    @abstractmethod
+    def teacher_spec(self) -> SignalSpec:
+        """What it asks the teacher to show."""
+
+    @abstractmethod
+    def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
+        """The sum over the units of this batch, a scalar in float32."""

@@ -1,0 +1,185 @@
+"""The one place for padding, counts and means.
+
+A loss is a sum over units (examples, real tokens, labels) divided by how many units the whole optimizer step has: all its micro-batches
+on all its processes. A mean of means would weigh an example by how full its micro-batch happens to be; this way 1 x 16, 2 x 8 on two
+processes and 2 x 8 accumulated give the same gradient.
+
+A unit is named by a string: "examples", "labels", or "tokens.STACK" for the real tokens of that stack of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_compress.errors import DataError
+from hf_compress.task import TOKEN_KINDS, Kind
+
+EXAMPLES = "examples"
+LABELS = "labels"
+IGNORED_LABEL = -100
+
+
+def tokens_of(stack: str) -> str:
+    """The unit "real tokens of this stack"."""
+    return f"tokens.{stack}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What losses and counts need to know of a batch beside the signals.
+
+    Attributes:
+        num_examples: how many examples it has.
+        token_masks: by stack, (batch, tokens) bool, True where a token is real; choices of multiple choice count as batch.
+        label_mask: True where a label counts: (batch, tokens) for token tasks, shifted for causal ones; (batch,) otherwise.
+        separators: (batch, tokens) bool, True at separator tokens; only where a loss needs it.
+        causal_stacks: the stacks in which a token sees no later one.
+        summary_last: the stacks whose last real token sums an example up, not the first.
+        labels: as the model gets them.
+    """
+
+    kind: Kind
+    num_examples: int
+    token_masks: Mapping[str, Tensor]
+    label_mask: Tensor | None = None
+    separators: Tensor | None = None
+    causal_stacks: frozenset[str] = frozenset()
+    summary_last: frozenset[str] = frozenset()
+    labels: Tensor | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def count(self, unit: str) -> Tensor:
+        """How many units of this kind the batch has, as a float tensor on the batch's device: no value is read back."""
+        if unit == EXAMPLES:
+            return torch.full((), float(self.num_examples), device=self.device)
+        if unit == LABELS:
+            if self.label_mask is None:
+                raise DataError("A loss needs labels, but the batch has none. Name the label column label, labels or in --label_names.")
+            return self.label_mask.sum().float()
+        stack = unit.removeprefix("tokens.")
+        if stack not in self.token_masks:
+            raise DataError(
+                f"A loss counts the real tokens of the {stack}, but the batch has neither attention_mask nor input_ids for it. "
+                "Use the logits losses, which count examples."
+            )
+        return self.token_masks[stack].sum().float()
+
+
+@dataclass(frozen=True)
+class BatchReader:
+    """Makes a `Batch` of a model's inputs.
+
+    Args:
+        kind: what the model is for.
+        stacks: the names of its stacks of layers.
+        pad_token_id, eos_token_id: of the tokenizer, for batches that come without a mask.
+        separator_ids: token ids that count as separators.
+        causal_stacks: the stacks in which a token sees no later one.
+        summary_last: the stacks whose last real token sums an example up: causal ones, and XLNet's.
+    """
+
+    kind: Kind
+    stacks: tuple[str, ...]
+    pad_token_id: int | None = None
+    eos_token_id: int | None = None
+    separator_ids: tuple[int, ...] = ()
+    causal_stacks: frozenset[str] = frozenset()
+    summary_last: frozenset[str] = frozenset()
+
+    def read(self, inputs: Mapping[str, Any]) -> Batch:
+        """Read masks and labels; nothing is copied from the device.
+
+        Raises:
+            DataError: if real tokens cannot be told from padding.
+        """
+        tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+        if not tensors:
+            raise DataError(f"The batch holds no tensor; its columns are {', '.join(inputs) or 'none'}.")
+        leading = tensors.get("input_ids", next(iter(tensors.values())))
+        masks: dict[str, Tensor] = {}
+        first, *rest = self.stacks
+        if (mask := self._input_mask(tensors)) is not None:
+            masks[first] = mask.reshape(-1, mask.shape[-1])
+        labels = tensors.get("labels")
+        for stack in rest:  # the decoder of an encoder-decoder model
+            if (decoder := self._decoder_mask(tensors)) is not None:
+                masks[stack] = decoder
+        separators = None
+        if self.separator_ids and "input_ids" in tensors:
+            ids = tensors["input_ids"].reshape(-1, tensors["input_ids"].shape[-1])
+            separators = torch.isin(ids, torch.tensor(self.separator_ids, device=ids.device))
+        return Batch(
+            kind=self.kind,
+            num_examples=leading.shape[0],
+            token_masks=masks,
+            label_mask=self._label_mask(tensors, leading.shape[0]),
+            separators=separators,
+            causal_stacks=self.causal_stacks,
+            summary_last=self.summary_last,
+            labels=labels,
+            device=leading.device,
+        )
+
+    def _input_mask(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        mask = tensors.get("attention_mask")
+        if mask is not None and mask.dim() in (2, 3) and (mask.dim() == 2 or self.kind == "multiple_choice"):
+            return mask.bool()
+        ids = tensors.get("input_ids")
+        if ids is None:
+            return None
+        if mask is not None or "position_ids" in tensors or "cu_seq_lens_q" in tensors:
+            raise DataError(
+                "The batch is packed: several examples share a row, so they cannot be told apart. "
+                "Use a collator that pads (DataCollatorWithPadding) instead."
+            )
+        if self.pad_token_id is None or self.pad_token_id == self.eos_token_id:
+            raise DataError(
+                "The batch has no attention_mask, and the tokenizer has no padding token of its own, so padding cannot be told "
+                "from text. Keep attention_mask in the batch, or give the tokenizer a pad_token that is not its eos_token."
+            )
+        return ids != self.pad_token_id
+
+    def _decoder_mask(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        if "decoder_attention_mask" in tensors:
+            return tensors["decoder_attention_mask"].bool()
+        if self.kind == "seq2seq_lm" and "labels" in tensors:
+            return tensors["labels"] != IGNORED_LABEL
+        if "decoder_input_ids" in tensors and self.pad_token_id is not None:
+            ids = tensors["decoder_input_ids"]
+            real = ids != self.pad_token_id
+            real[:, 0] = True  # decoders often start with the padding token
+            return real
+        return None
+
+    def _label_mask(self, tensors: Mapping[str, Tensor], num_examples: int) -> Tensor | None:
+        if self.kind == "question_answering":
+            start = tensors.get("start_positions")
+            return None if start is None else torch.ones(num_examples, dtype=torch.bool, device=start.device)
+        labels = tensors.get("labels")
+        if labels is None:
+            return None
+        if self.kind == "causal_lm":
+            return labels[:, 1:] != IGNORED_LABEL  # token t is predicted from the tokens before it
+        if self.kind in TOKEN_KINDS or self.kind == "seq2seq_lm" or (labels.dim() == 1 and not labels.is_floating_point()):
+            return labels != IGNORED_LABEL
+        return torch.ones(num_examples, dtype=torch.bool, device=labels.device)
+
+
+def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """Sum `values` where `mask` is True.
+
+    Args:
+        values: (batch, tokens); what stands at padding may be anything, NaN too: it is replaced, not multiplied by 0.
+        mask: (batch, tokens) bool.
+    """
+    return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device)).sum()
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """Half precision as float32, since squares and sums of it overflow; float32 and float64 as they are."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()

@@ -1,0 +1,122 @@
+"""Training in phases: first the layers, with the classifier frozen, then the predictions (TinyBERT 1909.10351, section 3.2).
+
+    output_dir/phase-1-intermediate/checkpoint-N      the first phase's checkpoints
+    output_dir/checkpoint-N                           the last phase's, where scripts look for them
+
+Each phase has an optimizer and a schedule of its own. In the intermediate phase the learning rate is constant, as in the papers, and
+nothing is evaluated: a classifier that is not trained yet has no score worth reading.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+
+from hf_compress.arguments import Phase
+from hf_compress.distillation import Distillation
+from hf_compress.errors import ArgumentError
+from hf_compress.layers.stack import unwrap
+
+logger = logging.getLogger(__name__)
+
+
+def head_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """What the predictions alone need: all that lies outside the base model, and its pooler."""
+    inner = unwrap(model)
+    base = getattr(inner, getattr(inner, "base_model_prefix", ""), None)
+    if not isinstance(base, nn.Module):
+        return []
+    pooler = getattr(base, "pooler", None)
+    within_base = {id(parameter) for parameter in base.parameters()}
+    of_pooler = {id(parameter) for parameter in pooler.parameters()} if isinstance(pooler, nn.Module) else set()
+    return [parameter for parameter in inner.parameters() if id(parameter) not in within_base or id(parameter) in of_pooler]
+
+
+class PhasedRun:
+    """The phases of one run.
+
+    Args:
+        args: the training arguments; changed while a phase runs, and put back.
+        model: the student.
+        distillation: whose losses take turns.
+        phases: in order.
+
+    Raises:
+        LossError: before the first step, if a phase has no loss.
+    """
+
+    def __init__(self, args: Any, model: nn.Module, distillation: Distillation, phases: Sequence[Phase]) -> None:
+        self._args, self._model, self._distillation, self._phases = args, model, distillation, tuple(phases)
+        for phase in self._phases:
+            distillation.losses_in(phase.name)
+
+    def run(self, resume: str | bool | None, train: Callable[[str | None], TrainOutput]) -> TrainOutput:
+        """Train each phase; a resumed run begins in the phase that its checkpoint belongs to.
+
+        Args:
+            resume: a checkpoint, or True for the newest.
+            train: trains one phase, from a checkpoint or from where the model stands.
+        """
+        first, checkpoint = self._resume_point(resume)
+        output, seconds = None, 0.0
+        for number, phase in enumerate(self._phases[first:], start=first):
+            logger.info("phase %d of %d: %s, %g epochs", number + 1, len(self._phases), phase.name, phase.epochs)
+            output = self._run_one(number, phase, checkpoint if number == first else None, train)
+            seconds += output.metrics.get("train_runtime", 0.0)
+        assert output is not None
+        output.metrics["train_runtime"] = seconds
+        return output
+
+    def _run_one(self, number: int, phase: Phase, checkpoint: str | None, train: Callable[[str | None], TrainOutput]) -> TrainOutput:
+        self._distillation.start(phase.name)
+        changes: dict[str, Any] = {"num_train_epochs": phase.epochs, "output_dir": str(self._folder(number))}
+        frozen: list[nn.Parameter] = []
+        # Projections lie outside the base model too, and are what this phase trains.
+        own = {id(parameter) for parameter in self._distillation.projections.parameters()}
+        if phase.name == "intermediate":
+            # HF's own types, so that the enum fields keep being enums.
+            changes |= {
+                "lr_scheduler_type": type(self._args.lr_scheduler_type)("constant"),
+                "eval_strategy": type(self._args.eval_strategy)("no"),
+                "load_best_model_at_end": False,
+            }
+            frozen = [p for p in head_parameters(self._model) if p.requires_grad and id(p) not in own]
+        before = {name: getattr(self._args, name) for name in changes}
+        try:
+            for name, value in changes.items():
+                setattr(self._args, name, value)
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+            return train(checkpoint)
+        finally:
+            for name, value in before.items():
+                setattr(self._args, name, value)
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+
+    def _folder(self, number: int) -> Path:
+        top = Path(self._args.output_dir)
+        return top if number == len(self._phases) - 1 else top / f"phase-{number + 1}-{self._phases[number].name}"
+
+    def _resume_point(self, resume: str | bool | None) -> tuple[int, str | None]:
+        """The phase to begin with, and its checkpoint."""
+        if not resume:
+            return 0, None
+        folders = [self._folder(number) for number in range(len(self._phases))]
+        if resume is True:
+            newest: Callable[[str], str | None] = get_last_checkpoint
+            for number in reversed(range(len(folders))):
+                found = newest(str(folders[number])) if folders[number].is_dir() else None
+                if found is not None:
+                    return number, found
+            raise ArgumentError(f"No checkpoint was found in {folders[-1]} or in the folders of its phases. Train without resuming.")
+        parent = Path(str(resume)).resolve().parent
+        for number, folder in enumerate(folders):
+            if folder.resolve() == parent:
+                return number, str(resume)
+        raise ArgumentError(f"The checkpoint {resume} lies in none of this run's folders: {', '.join(map(str, folders))}.")

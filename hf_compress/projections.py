@@ -1,0 +1,82 @@
+"""The learnt maps from the student's width to the teacher's: part of the student while it trains, no part of what it is saved as."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hf_compress.errors import TeacherError
+from hf_compress.losses.loss import Projection
+
+ATTRIBUTE = "hf_compress_projections"
+FILE_NAME = "distill_projections.safetensors"
+
+
+class Projections(nn.ModuleDict):
+    """Linear maps by name, attached to a student."""
+
+    @classmethod
+    def attach(cls, student: nn.Module, wanted: Mapping[str, Projection]) -> Projections:
+        """Make the maps part of the student, so that its optimizer, its DDP and its engine know them.
+
+        Args:
+            student: the model to train, on its device.
+            wanted: their widths by name; a map that the student already has is kept as it is.
+        """
+        present = getattr(student, ATTRIBUTE, None)
+        projections = present if isinstance(present, Projections) else cls()
+        like = next(parameter for parameter in student.parameters() if parameter.is_floating_point())
+        for name, size in sorted(wanted.items()):
+            if name not in projections:
+                projections[name] = nn.Linear(size.in_features, size.out_features).to(like.device, like.dtype)
+        if len(projections):
+            setattr(student, ATTRIBUTE, projections)
+            # save_pretrained leaves these names out, and resuming from such a folder does not complain.
+            ignored = set(getattr(student, "_keys_to_ignore_on_save", None) or ())
+            student._keys_to_ignore_on_save = ignored | {f"{ATTRIBUTE}.{name}" for name in projections.state_dict()}  # type: ignore[assignment]
+        return projections
+
+    def project(self, name: str, state: Tensor) -> Tensor:
+        """(batch, tokens, student's width) -> (batch, tokens, teacher's width)."""
+        projected: Tensor = self[name](state)
+        return projected
+
+    def save(self, folder: str | Path) -> None:
+        """Write the maps beside a checkpoint."""
+        with _gathered(self):
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}, Path(folder) / FILE_NAME)
+
+    def load(self, folder: str | Path) -> None:
+        """Read the maps back when a run is resumed.
+
+        Raises:
+            TeacherError: if the checkpoint holds other maps than this run needs.
+        """
+        path = Path(folder) / FILE_NAME
+        stored = load_file(path) if path.is_file() else {}
+        wanted = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        found = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+        if wanted != found:
+            raise TeacherError(
+                f"The checkpoint {folder} was trained with the projections {found or 'none'}, but this run needs {wanted}. "
+                "Resume with the teacher, the recipe and the layer map of the first run, or start afresh."
+            )
+        with _gathered(self):
+            self.load_state_dict(stored)
+
+
+@contextmanager
+def _gathered(module: nn.Module) -> Iterator[None]:
+    """Under ZeRO-3 a parameter is whole only inside this block."""
+    parameters = list(module.parameters())
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0):
+        yield

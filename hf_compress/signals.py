@@ -1,0 +1,115 @@
+"""What a model shows for a batch, and what a loss asks to see.
+
+        SignalSpec  --asks-->  SignalSource  --gives-->  Signals
+    (logits? which hidden      (the student, a live      (tensors, keyed by what
+     states? which scores?)     teacher, a stored one)    the spec asked for)
+
+A loss compares the student's `Signals` with the teacher's. It never touches a model, so it cannot tell whether the teacher was computed
+a moment ago or read from disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, order=True)
+class HiddenState:
+    """The raw output of one layer, before any final norm.
+
+    Attributes:
+        stack: "layers" where a model has one stack, else "encoder" or "decoder".
+        layer: counted from 1; 0 is what enters layer 1, the embedding output.
+        projection: the name of the learnt map that the student's state goes through first; "" for none.
+    """
+
+    stack: str
+    layer: int
+    projection: str = ""
+
+    @property
+    def name(self) -> str:
+        """A flat name, for a dictionary of tensors: `hidden_states.layers.3.fit`."""
+        return f"hidden_states.{self.stack}.{self.layer}.{self.projection}"
+
+
+@dataclass(frozen=True, order=True)
+class AttentionScores:
+    """The self-attention scores of one layer, QK^T/sqrt(d) before mask and softmax. Layers count from 1."""
+
+    stack: str
+    layer: int
+
+    @property
+    def name(self) -> str:
+        """A flat name, for a dictionary of tensors: `attention_scores.layers.3`."""
+        return f"attention_scores.{self.stack}.{self.layer}"
+
+
+@dataclass(frozen=True)
+class SignalSpec:
+    """What is asked for; specs are joined with `|`."""
+
+    logits: bool = False
+    hidden_states: frozenset[HiddenState] = frozenset()
+    attention_scores: frozenset[AttentionScores] = frozenset()
+
+    def __or__(self, other: SignalSpec) -> SignalSpec:
+        return SignalSpec(
+            self.logits or other.logits,
+            self.hidden_states | other.hidden_states,
+            self.attention_scores | other.attention_scores,
+        )
+
+    @property
+    def stacks(self) -> frozenset[str]:
+        """The stacks that any part of the spec looks into."""
+        return frozenset({key.stack for key in self.hidden_states} | {key.stack for key in self.attention_scores})
+
+
+# The names under which models return logits.
+LOGITS = ("logits", "start_logits", "end_logits")
+
+
+@dataclass
+class Signals:
+    """What one model showed for one batch.
+
+    Attributes:
+        logits: by the name the model gives them, (batch, classes) or (batch, tokens, classes); question answering has
+            `start_logits` and `end_logits`, (batch, tokens).
+        hidden_states: (batch, tokens, hidden), or (batch, tokens, teacher's hidden) behind a projection.
+        attention_scores: (batch, heads, queries, keys).
+    """
+
+    logits: dict[str, Tensor] = field(default_factory=dict)
+    hidden_states: dict[HiddenState, Tensor] = field(default_factory=dict)
+    attention_scores: dict[AttentionScores, Tensor] = field(default_factory=dict)
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Every tensor by a name that a person can read."""
+        states = {key.name.rstrip("."): tensor for key, tensor in self.hidden_states.items()}
+        scores = {key.name: tensor for key, tensor in self.attention_scores.items()}
+        return {**self.logits, **states, **scores}
+
+
+class SignalSource(Protocol):
+    """Whoever can show the teacher's side of a batch."""
+
+    def signals(self, inputs: Mapping[str, Tensor], spec: SignalSpec) -> Signals:
+        """Give what `spec` asks for on the batch `inputs`, without gradients."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what it holds while a run lasts: hooks, open files."""
+        ...
+
+
+def logits_of(outputs: Mapping[str, object]) -> dict[str, Tensor]:
+    """The logits in a model's output, by name."""
+    return {name: value for name in LOGITS if isinstance(value := outputs.get(name), torch.Tensor)}

@@ -1,0 +1,61 @@
+"""A student on disk, ready for a script's `--model_name_or_path`: weights, config, and the teacher's tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
+
+from hf_compress.errors import ArgumentError
+
+
+def save_student(student: PreTrainedModel, output_dir: str | Path, tokenizer_source: str | Path | None) -> str | None:
+    """Write the student and a copy of the teacher's tokenizer (or image processor).
+
+    Args:
+        student: what to save.
+        output_dir: a folder; made if it is not there.
+        tokenizer_source: the teacher's folder or name; None for no tokenizer.
+
+    Returns:
+        The class of what was copied beside the model; None if `tokenizer_source` has neither tokenizer nor image processor.
+
+    Raises:
+        ArgumentError: the folder is the teacher's own, or a file.
+    """
+    folder = Path(output_dir)
+    check_output_dir(folder, tokenizer_source)
+    processor = None if tokenizer_source is None else _processor(str(tokenizer_source))
+    student.save_pretrained(folder)
+    if processor is None:
+        return None
+    processor.save_pretrained(folder)
+    return type(processor).__name__
+
+
+def check_output_dir(output_dir: str | Path, source: str | Path | None) -> None:
+    """Refuse, before any work, a folder that cannot take a student.
+
+    Raises:
+        ArgumentError: it is the teacher's own folder, or a file.
+    """
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ArgumentError(f"{folder} is a file; name a folder to write the student to.")
+    if source is not None and Path(source).exists() and folder.resolve() == Path(source).resolve():
+        raise ArgumentError(f"{folder} is where the teacher is; name another folder, or the teacher would be overwritten.")
+
+
+def _processor(source: str) -> Any:
+    """What turns the teacher's raw input into tensors; None if there is nothing."""
+    for loader in (AutoTokenizer, AutoImageProcessor):
+        try:
+            found: Any = loader.from_pretrained(source)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError):
+            continue
+        # Where there are no files, transformers 5 makes a tokenizer that knows its special tokens and no word.
+        if loader is AutoTokenizer and found.vocab_size <= len(found.all_special_tokens):
+            continue
+        return found
+    return None

@@ -1,0 +1,83 @@
+"""What a model is for, read off its class and its config: it decides what an example is, and where labels and logits stand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from transformers.models.auto import modeling_auto
+
+from hf_compress.attention import shows_scores
+from hf_compress.layers.stack import find_stacks, pretrained_model, unwrap
+
+Kind = Literal[
+    "sequence_classification",
+    "token_classification",
+    "causal_lm",
+    "masked_lm",
+    "seq2seq_lm",
+    "question_answering",
+    "multiple_choice",
+    "other",
+]
+
+# A kind of task, and transformers' own table of the classes that serve it; BART's stands in two of them, so the order matters.
+_TABLES: dict[Kind, tuple[str, str]] = {
+    "seq2seq_lm": ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "AutoModelForSeq2SeqLM"),
+    "sequence_classification": ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", "AutoModelForSequenceClassification"),
+    "token_classification": ("MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES", "AutoModelForTokenClassification"),
+    "causal_lm": ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "AutoModelForCausalLM"),
+    "masked_lm": ("MODEL_FOR_MASKED_LM_MAPPING_NAMES", "AutoModelForMaskedLM"),
+    "question_answering": ("MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES", "AutoModelForQuestionAnswering"),
+    "multiple_choice": ("MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES", "AutoModelForMultipleChoice"),
+}
+
+# Tasks with one prediction a token: their labels are as long as their inputs.
+TOKEN_KINDS: frozenset[Kind] = frozenset({"token_classification", "causal_lm", "masked_lm"})
+
+
+def kind_of(model: nn.Module) -> Kind:
+    """What the model is for."""
+    name = type(unwrap(model)).__name__
+    for kind, (table, _) in _TABLES.items():
+        entries = getattr(modeling_auto, table).values()
+        if any(name == entry or (isinstance(entry, (tuple, list)) and name in entry) for entry in entries):
+            return kind
+    return "other"
+
+
+def auto_class_name(kind: Kind) -> str | None:
+    """The transformers class that loads a model of this kind; None for "other"."""
+    return _TABLES[kind][1] if kind in _TABLES else None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The size of one stack of layers."""
+
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What a loss must know of a model to ask it the right things."""
+
+    name: str
+    kind: Kind
+    stacks: dict[str, Stack]
+    shows_attention_scores: bool = True
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ModelShape:
+        """Read the shape off a model."""
+        inner = unwrap(model)
+        config: Any = pretrained_model(model).config
+        config = config.get_text_config()
+        stacks = {}
+        for name, stack in find_stacks(model).items():
+            heads = getattr(config, f"{name}_attention_heads", None) or getattr(config, "num_attention_heads", None) or 0
+            stacks[name] = Stack(stack.depth, int(config.hidden_size), int(heads))
+        return cls(type(inner).__name__, kind_of(model), stacks, shows_scores(pretrained_model(model)))

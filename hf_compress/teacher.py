@@ -1,0 +1,100 @@
+"""A live teacher: a frozen model as a `SignalSource`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from hf_compress.capture import Capture
+from hf_compress.errors import TeacherError
+from hf_compress.layers.stack import unwrap
+from hf_compress.signals import Signals, SignalSpec
+from hf_compress.task import Kind, auto_class_name
+
+
+class LiveTeacher:
+    """A model that is asked, never taught: in eval mode, without gradients, and part of no other module.
+
+    Args:
+        model: the teacher, with the head it was fine-tuned with.
+        label_order: for each of the student's labels, the teacher's index of the same label; None where the orders agree.
+
+    Example:
+        >>> teacher = LiveTeacher(model)                                        # doctest: +SKIP
+        >>> teacher.signals({"input_ids": ids, "attention_mask": mask}, SignalSpec(logits=True)).logits["logits"]  # doctest: +SKIP
+    """
+
+    def __init__(self, model: nn.Module, *, label_order: tuple[int, ...] | None = None) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.columns = frozenset(inspect.signature(unwrap(model).forward).parameters) - {"labels", "label", "label_ids"}
+        self._order = None if label_order is None else torch.tensor(label_order)
+        self._capture: Capture | None = None
+
+    def to(self, device: torch.device) -> LiveTeacher:
+        """Move the model there."""
+        self.model.to(device)
+        self._order = None if self._order is None else self._order.to(device)
+        return self
+
+    def close(self) -> None:
+        """Take the hooks off the model; the next call of `signals` puts them on again."""
+        if self._capture is not None:
+            self._capture.remove()
+
+    def signals(self, inputs: Mapping[str, Tensor], spec: SignalSpec) -> Signals:
+        """Ask the teacher.
+
+        Args:
+            inputs: a batch; columns that the teacher does not know are left out.
+            spec: the layers to show; hooks stay on the model until another spec comes, or `close`.
+        """
+        if self._capture is None or self._capture.spec != spec or not self._capture.attached:
+            self._capture = Capture(self.model, spec, only_in_training=False)
+        self.model.eval()  # whoever holds the model may have called train()
+        with torch.no_grad():
+            outputs: Mapping[str, Any] = self.model(**{name: value for name, value in inputs.items() if name in self.columns})
+        signals = self._capture.signals(outputs)
+        if self._order is not None and "logits" in signals.logits:
+            signals.logits["logits"] = signals.logits["logits"].index_select(-1, self._order)
+        return signals
+
+
+def load_teacher(path: str, kind: Kind, *, revision: str | None = None, dtype: str | None = None) -> transformers.PreTrainedModel:
+    """Load a teacher with the student's kind of head.
+
+    Args:
+        path: a folder, or a name on the Hub.
+        kind: what the student is for.
+        revision: branch, tag or commit.
+        dtype: "float32", "bfloat16", "float16", or None for the format it was saved in.
+
+    Raises:
+        TeacherError: if it cannot be found, or if its head would be newly initialised.
+    """
+    name = auto_class_name(kind)
+    if name is None:
+        raise TeacherError(
+            "The student's head is of no kind that is known by name, so its teacher cannot be loaded from a path. "
+            "Load the teacher yourself and pass the model: DistillTrainer(teacher=model)."
+        )
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    try:
+        model, loading = getattr(transformers, name).from_pretrained(path, dtype=dtype or "auto", output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        looked = "No model could be read from that folder" if Path(path).is_dir() else "It is neither a folder nor a model's name"
+        raise TeacherError(f"The teacher {path!r} cannot be loaded. {looked}: {reason[:300]}") from error
+    missing = sorted(loading["missing_keys"])
+    mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in loading.get("mismatched_keys", ()))
+    if missing or mismatched:
+        raise TeacherError(
+            f"The teacher {path!r} has no trained head: {', '.join((missing + mismatched)[:4])} would be newly initialised, and a "
+            "teacher that guesses teaches guessing. Fine-tune it on the task first, and give the folder that this wrote."
+        )
+    return cast(transformers.PreTrainedModel, model)

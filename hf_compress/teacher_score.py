@@ -1,0 +1,47 @@
+"""What the teacher itself scores: the line that a student is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers import EvalPrediction
+
+from hf_compress.signals import SignalSource, SignalSpec
+
+
+def teacher_score(
+    teacher: SignalSource,
+    batches: Iterable[Mapping[str, Any]],
+    compute_metrics: Callable[[EvalPrediction], Mapping[str, Any]],
+    accelerator: Any,
+    label_names: Sequence[str],
+) -> dict[str, float]:
+    """Run the teacher over the evaluation data.
+
+    Args:
+        teacher: the teacher, its labels in the student's order.
+        batches: the evaluation data loader.
+        compute_metrics: the script's own.
+        accelerator: gathers over processes.
+        label_names: the columns that hold labels.
+
+    Returns:
+        `teacher_accuracy` and so on; empty where the data has no labels, or the task's predictions are more than logits.
+    """
+    predictions: list[np.ndarray[Any, Any]] = []
+    references: list[np.ndarray[Any, Any]] = []
+    for batch in batches:
+        logits = teacher.signals(batch, SignalSpec(logits=True)).logits.get("logits")
+        labels = next((batch[name] for name in ("labels", *label_names) if isinstance(batch.get(name), Tensor)), None)
+        if logits is None or labels is None or logits.dim() != 2:
+            return {}
+        logits, labels = accelerator.gather_for_metrics((logits, labels))
+        predictions.append(logits.float().cpu().numpy())
+        references.append(labels.cpu().numpy())
+    if not predictions:
+        return {}
+    scores = compute_metrics(EvalPrediction(predictions=np.concatenate(predictions), label_ids=np.concatenate(references)))
+    return {f"teacher_{name}": float(value) for name, value in scores.items() if isinstance(value, (int, float))}

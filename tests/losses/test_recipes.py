@@ -1,0 +1,59 @@
+"""Recipes: the losses of each, and what flags put into them."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from hf_compress.arguments import RecipeName
+from hf_compress.errors import ArgumentError, LossError
+from hf_compress.layers.layer_map import LayerMap
+from hf_compress.losses.attention_scores import AttentionScoresLoss
+from hf_compress.losses.hidden_states import HiddenStatesLoss
+from hf_compress.losses.logits import LogitsLoss
+from hf_compress.losses.recipes import DEFAULT_RECIPE, RECIPES, losses_of
+from hf_compress.task import ModelShape, Stack
+
+
+def weights_of(recipe: str, **settings: object) -> dict[str, float]:
+    return {loss.name: loss.weight for loss in losses_of(recipe, **settings)}
+
+
+def test_the_recipes_of_the_papers() -> None:
+    assert weights_of("logits") == {"logits": 1.0, "labels": 0.5}
+    assert weights_of("distilbert") == {"logits": 5.0, "labels": 2.0, "hidden_states": 1.0}
+    assert weights_of("tinybert") == {"embeddings": 1.0, "hidden_states": 1.0, "attention_scores": 1.0, "logits": 1.0}
+    assert weights_of("pkd") == {"labels": 0.5, "logits": 0.5, "hidden_states": 100.0}
+    assert weights_of("layerwise") == {"logits": 1.0, "hidden_states": 10.0, "attention_scores": 1.0}
+
+
+def test_flags_and_recipes_know_the_same_names() -> None:
+    assert set(get_args(RecipeName)) == set(RECIPES)
+    assert DEFAULT_RECIPE in RECIPES
+
+
+def test_weights_replace_add_and_leave_out() -> None:
+    assert weights_of("logits", weights={"labels": 0, "hidden_states": 3}) == {"logits": 1.0, "hidden_states": 3}
+    with pytest.raises(ArgumentError, match="nothing to learn from"):
+        losses_of("logits", weights={"logits": 0, "labels": 0})
+
+
+def test_settings_reach_the_losses() -> None:
+    layer_map = LayerMap(((1, 2),))
+    losses = losses_of("tinybert", layer_map=layer_map, temperature=7.0, skip_heads=0.4)
+    assert [loss.temperature for loss in losses if isinstance(loss, LogitsLoss)] == [7.0]
+    assert [loss.skip_heads for loss in losses if isinstance(loss, AttentionScoresLoss)] == [0.4]
+    assert [loss.layer_map for loss in losses if type(loss) is HiddenStatesLoss] == [layer_map]
+
+
+def test_the_default_does_without_attention_where_heads_differ_but_not_silently_when_asked() -> None:
+    def shape(heads: int) -> ModelShape:
+        return ModelShape("Model", "sequence_classification", {"layers": Stack(2, 12, heads)})
+
+    (attention,) = [loss for loss in losses_of() if isinstance(loss, AttentionScoresLoss)]
+    assert attention.resolve(shape(2), shape(3)) == ()
+    assert len(attention.resolve(shape(2), shape(2))) == 1
+    (asked,) = [loss for loss in losses_of(weights={"attention_scores": 2.0}) if isinstance(loss, AttentionScoresLoss)]
+    with pytest.raises(LossError, match="head by head"):
+        asked.resolve(shape(2), shape(3))

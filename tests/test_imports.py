@@ -1,0 +1,199 @@
+"""Who may import whom: imports point one way, files stay short, and each outside door is in one file.
+
+The package's own imports are read from the source with `ast`, those inside functions too.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "hf_compress"
+MAX_LINES = 400
+
+# Part of the package (a file, or a folder as a whole) -> the parts that it may import. Read from the bottom of the flow to its top.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    # the flags
+    "argument_file": {"errors"},
+    "argument_values": {"errors"},
+    "arguments": {"argument_file", "argument_values", "errors"},
+    "training_arguments": {"arguments", "errors"},
+    "script_arguments": {"argument_file", "argument_values", "arguments", "errors"},
+    # layers, and students made of them
+    "layers": {"errors"},
+    "students": {"errors", "layers"},
+    "callbacks": {"arguments", "errors", "layers"},
+    # what models show
+    "task": {"attention", "errors", "layers"},
+    "signals": {"errors"},
+    "attention": {"errors"},
+    "capture": {"attention", "errors", "layers", "signals"},
+    "teacher": {"capture", "errors", "layers", "signals", "task"},
+    "teacher_checks": {"errors", "layers", "task"},
+    "teacher_score": {"errors", "signals"},
+    # what compares them
+    "losses": {"errors", "layers", "signals", "task"},
+    "projections": {"errors", "losses"},
+    "distillation": {"capture", "errors", "layers", "losses", "projections", "signals", "task"},
+    # the trainers
+    "trim_padding": {"errors"},
+    "loss_log": {"errors", "signals"},
+    "phases": {"arguments", "distillation", "errors", "layers"},
+    "trainer": {
+        "arguments",
+        "callbacks",
+        "distillation",
+        "errors",
+        "layers",
+        "loss_log",
+        "losses",
+        "phases",
+        "task",
+        "teacher",
+        "teacher_checks",
+        "teacher_score",
+        "trim_padding",
+    },
+    "trainer_seq2seq": {"errors", "trainer"},
+    # what people call
+    "scripts": set(),
+    "bound_trainer": {"argument_values", "arguments", "callbacks", "errors", "task", "trainer", "trainer_seq2seq", "trim_padding"},
+    "run": {"bound_trainer", "errors", "script_arguments"},
+    "report": {"callbacks", "errors", "layers", "losses", "students", "trainer", "training_arguments"},
+    "cli": {"argument_values", "arguments", "errors", "layers", "report", "run", "students"},
+}
+
+# Imports inside functions are for commands that must answer before torch is loaded, and for a trainer that must not be loaded early.
+MAY_IMPORT_LATE = {"cli", "run"}
+
+# A name of transformers -> the only files that may import it (an upstream change lands there).
+DOORS = {
+    "Trainer": {"trainer", "scripts.run_glue"},
+    "Seq2SeqTrainer": {"trainer_seq2seq"},
+    "TrainerCallback": {"callbacks"},
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement: the module it is in, the one it names, the names taken, and whether a function holds it."""
+
+    source: str
+    target: str
+    names: tuple[str, ...]
+    late: bool
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def part(module: str) -> str:
+    return module.split(".")[0]
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    source = module_name(path)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    late = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import; write the whole name"
+            yield Import(source, node.module or "", tuple(alias.name for alias in node.names), id(node) in late)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(source, alias.name, (), id(node) in late)
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {module_name(path) for path in FILES}
+IMPORTS = [found for path in FILES if path != PACKAGE / "__init__.py" for found in imports_of(path)]
+
+
+def own_modules(found: Import) -> Iterator[str]:
+    """The modules of this package that an import statement loads, without the package's name."""
+    if found.target != "hf_compress" and not found.target.startswith("hf_compress."):
+        return
+    base = found.target.removeprefix("hf_compress").lstrip(".")
+    below = [f"{base}.{name}".lstrip(".") for name in found.names]
+    modules = [name for name in below if name in MODULES]
+    if len(modules) < len(below) or not below:
+        public = set(found.names) - {"__version__"}
+        assert base or not public, f"{found.source} imports {public} from hf_compress; take it from the module that defines it"
+        modules.append(base)
+    yield from filter(None, modules)
+
+
+def test_the_table_names_every_part_and_no_other() -> None:
+    assert {part(module) for module in MODULES} - {""} == set(MAY_IMPORT)
+
+
+def test_the_table_points_one_way() -> None:
+    listed: list[str] = []
+    for name, allowed in MAY_IMPORT.items():
+        assert allowed <= set(listed), f"{name} may import only what stands above it in the table"
+        listed.append(name)
+
+
+def test_imports_keep_to_the_table() -> None:
+    wrong = sorted(
+        f"{found.source} imports {module}"
+        for found in IMPORTS
+        for module in own_modules(found)
+        if part(module) != part(found.source) and part(module) not in MAY_IMPORT[part(found.source)]
+    )
+    assert wrong == []
+
+
+def test_no_circle_of_modules() -> None:
+    graph: dict[str, set[str]] = {module: set() for module in MODULES}
+    for found in IMPORTS:
+        graph[found.source].update(own_modules(found))
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"modules import each other in a circle: {' -> '.join(error.args[1])}")
+
+
+def test_no_import_of_our_own_hides_in_a_function() -> None:
+    wrong = sorted(
+        f"{found.source} imports {module} inside a function"
+        for found in IMPORTS
+        for module in own_modules(found)
+        if found.late and part(found.source) not in MAY_IMPORT_LATE
+    )
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_each_door_to_transformers_is_in_one_file(name: str) -> None:
+    importers = {found.source for found in IMPORTS if found.target.split(".")[0] == "transformers" and name in found.names}
+    assert importers == DOORS[name]
+
+
+def test_the_projects_script_knows_nothing_of_the_package() -> None:
+    assert [found for found in IMPORTS if part(found.source) == "scripts" and found.target.startswith("hf_compress")] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_is_short_and_named_for_one_idea(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_LINES, f"{lines} lines: split it"
+    assert path.stem not in {"utils", "util", "common", "base", "core", "helpers", "misc"}
+
+
+def test_every_folder_is_a_package() -> None:
+    folders = {path.parent for path in FILES}
+    assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []

@@ -1,0 +1,110 @@
+"""The mutation gate: one wrong line each, and a named test that passed before must fail by assertion."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# name: (file, the right line, the wrong one, the test that must notice)
+MUTATIONS: dict[str, tuple[str, str, str, str]] = {
+    "mask": (
+        "losses/reduction.py",
+        "return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device)).sum()",
+        "return values.nan_to_num().sum()",
+        "tests/losses/test_hidden_states.py::test_plain_loop_and_blind_to_padding",
+    ),
+    "attention mask": (
+        "losses/attention_scores.py",
+        "visible = real[:, None, :].expand(-1, real.shape[-1], -1)",
+        "visible = torch.ones_like(real)[:, None, :].expand(-1, real.shape[-1], -1)",
+        "tests/losses/test_attention_scores.py::test_plain_loop_and_blind_to_padding",
+    ),
+    "T squared": (
+        "losses/logits.py",
+        "log_target=True).sum(-1) * self.temperature**2",
+        "log_target=True).sum(-1)",
+        "tests/losses/test_logits.py::test_kl_by_hand",
+    ),
+    "layer map": (
+        "layers/layer_map.py",
+        "(i, round(i * teacher_layers / student_layers)) for i",
+        "(i, round(i * teacher_layers / student_layers) - 1) for i",
+        "tests/losses/test_hidden_states.py::test_the_default_map_is_uniform_and_layers_add_up",
+    ),
+    "captured layer": (
+        "capture.py",
+        "output[0] if isinstance(output, tuple) else output)",
+        "args[0])",
+        "tests/test_capture.py::test_hidden_states_are_those_of_transformers[bert]",
+    ),
+    "counts": (
+        "distillation.py",
+        "total = total + torch.stack([read.count(unit) for unit in self.units]).to(device)",
+        "total = torch.stack([read.count(unit) for unit in self.units]).to(device)",
+        "tests/test_distill_trainer.py::test_accumulated_micro_batches_give_the_gradient_of_one_batch",
+    ),
+    "teacher.eval()": (
+        "teacher.py",
+        "        self.model.eval()  # whoever holds the model may have called train()",
+        "        self.model.train()",
+        "tests/test_distill_trainer.py::test_dropout_of_the_teacher_is_off",
+    ),
+    "projection saving": (
+        "projections.py",
+        "student._keys_to_ignore_on_save = ignored | {",
+        "student._keys_to_ignore_on_save = ignored & {",
+        "tests/test_distill_trainer.py::test_the_saved_student_is_a_plain_model_and_projections_lie_beside",
+    ),
+    "projection resuming": (
+        "trainer.py",
+        "            self.distillation.projections.load(resume_from_checkpoint)",
+        "            pass",
+        "tests/test_distill_trainer.py::test_a_resumed_run_ends_where_an_unbroken_one_does",
+    ),
+}
+
+
+def pytest_on(package_root: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--tb=line", "-p", "no:cacheprovider", *tests],
+        cwd=package_root,
+        env={**os.environ, "PYTHONPATH": str(package_root)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of package and tests, in which every test of the table passes."""
+    root = tmp_path_factory.mktemp("mutants")
+    for name in ("hf_compress", "tests"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", root)
+    done = pytest_on(root, sorted({test for *_, test in MUTATIONS.values()}))
+    assert done.returncode == 0, done.stdout[-3000:]
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_wrong_line_is_noticed(name: str, copied: Path) -> None:
+    file, right, wrong, test = MUTATIONS[name]
+    path = copied / "hf_compress" / file
+    source = path.read_text()
+    assert source.count(right) == 1, f"{file} no longer has the line of this mutation"
+    path.write_text(source.replace(right, wrong))
+    try:
+        done = pytest_on(copied, [test])
+    finally:
+        path.write_text(source)
+    assert done.returncode == 1, done.stdout[-2000:]
+    assert "AssertionError" in done.stdout or "assert " in done.stdout, done.stdout[-2000:]

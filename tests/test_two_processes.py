@@ -1,0 +1,67 @@
+"""Two gloo processes of 8 give the step that one process of 16 gives: counts are gathered, gradients averaged, nothing scaled twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+
+SCRIPT = """
+import json, sys
+import torch
+from safetensors.torch import save_file
+from hf_compress import (AttentionScoresLoss, CompressionArguments, DistillTrainer, EmbeddingsLoss, HiddenStatesLoss, LabelsLoss, LogitsLoss)
+from tests.test_distill_trainer import NARROW, arguments, rows, student, teacher, every_loss
+from pathlib import Path
+
+folder, batch_size, accumulation, phases = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+torch.manual_seed(5)
+args = arguments(folder, per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
+                 **({"max_steps": -1} if phases else {"max_steps": 2}))
+flags = CompressionArguments(distill_phases=phases) if phases else None
+trainer = DistillTrainer(student(**NARROW), args, teacher=teacher(), losses=every_loss(), compression=flags, train_dataset=rows())
+trainer.train()
+if trainer.is_world_process_zero():
+    save_file({name: p.detach().clone() for name, p in trainer.model.named_parameters()}, folder / "weights.safetensors")
+    (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
+"""
+
+
+def run(tmp_path: Path, name: str, processes: int, batch_size: int, accumulation: int = 1, phases: str = "") -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    folder = tmp_path / name
+    folder.mkdir()
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), str(folder), str(batch_size), str(accumulation), phases],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(folder / "weights.safetensors"), json.loads((folder / "log.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phases", ["", "intermediate=1,prediction=1"])
+def test_two_processes_and_accumulation_step_as_one_process_does(tmp_path: Path, phases: str) -> None:
+    one, log = run(tmp_path, "one", 1, 16, phases=phases)
+    two, log_of_two = run(tmp_path, "two", 2, 8, phases=phases)
+    four, _ = run(tmp_path, "four", 2, 4, 2, phases=phases)
+    assert log[0]["loss"] > 0.01 and log[0]["grad_norm"] > 0.01
+    for name in one:
+        assert torch.allclose(one[name], two[name], atol=1e-5), name
+        assert torch.allclose(one[name], four[name], atol=1e-5), name
+    for key in log[0]:
+        if key.startswith("loss"):
+            assert log_of_two[0][key] == pytest.approx(log[0][key], rel=1e-4), key
