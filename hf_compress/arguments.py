@@ -89,7 +89,9 @@ class CompressionArguments:
     teacher_dtype: str | None = field(
         default=None, metadata=_flag(f"The teacher's number format: {', '.join(get_args(DtypeName))}; by default as it was saved.")
     )
-    distill_recipe: str | None = field(default=None, metadata=_flag(f"A method as a set of losses: {', '.join(get_args(RecipeName))}; by default layerwise."))
+    distill_recipe: str | None = field(
+        default=None, metadata=_flag(f"A method as a set of losses: {', '.join(get_args(RecipeName))}. The first by default.")
+    )
     distill_temperature: float | None = field(
         default=None, metadata=_flag("Softens both distributions before the logits are compared; above 0.")
     )

@@ -2,7 +2,7 @@
 
 transformers looks its attention functions up by name. Under a name of our own we register a function that first hands q and k to whoever
 listens to that module, then calls the fast one (sdpa or flash). Queries and keys arrive after rotation and norms, so the scores are those
-that the layer really uses; the layer's output does not change by a bit.
+that the layer really uses; the layer's output does not change by a bit. While nobody listens, the call is the fast function's alone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_compress.errors import LossError
 
-# Whoever listens to an attention module gets its scores, (batch, heads, queries, keys).
-Listener = Callable[[Tensor], None]
+# Whoever listens to an attention module gets it, its queries, its keys and its scaling, and decides whether to compute the scores.
+Listener = Callable[[nn.Module, Tensor, Tensor, float | None], None]
 _LISTENERS: WeakKeyDictionary[nn.Module, Listener] = WeakKeyDictionary()
 _PREFIX = "scores_and_"
 
@@ -48,7 +48,7 @@ def _recording(fast: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         listener = _LISTENERS.get(module)
         if listener is not None:
-            listener(attention_scores(query, key, kwargs.get("scaling")))
+            listener(module, query, key, kwargs.get("scaling"))
         return fast(module, query, key, value, attention_mask, *args, **kwargs)
 
     return forward
@@ -62,7 +62,7 @@ def shows_scores(model: PreTrainedModel) -> bool:
 
 
 class Listening:
-    """While it lasts, each listener hears the scores of its attention module in every forward.
+    """While it lasts, each listener hears its attention module in every forward.
 
     Args:
         model: its attention implementation is replaced by the same one with listening; its outputs stay equal to the bit.

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from hf_compress.attention import Listener, Listening
+from hf_compress.attention import Listener, Listening, attention_scores
 from hf_compress.errors import LossError
 from hf_compress.layers.stack import LayerStack, find_stacks, pretrained_model
 from hf_compress.signals import AttentionScores, Signals, SignalSpec, logits_of
@@ -122,13 +122,16 @@ class Capture:
 
         return enter
 
-    def _hear(self, scores: Tensor) -> None:
-        if self._recorded is None or self._inside is None:
-            return
-        key = AttentionScores(*self._inside)
-        # The first attention in a layer is its self-attention; a decoder's cross-attention comes after it.
-        if key in self.spec.attention_scores:
-            self._recorded.setdefault(key.name, scores)
+    def _hear(self, module: nn.Module, query: Tensor, key: Tensor, scaling: float | None) -> None:
+        if self._recorded is None and not module.training:
+            return  # evaluation
+        # Computed in the second pass of gradient checkpointing too, which must save the same tensors as the first.
+        scores = attention_scores(query, key, scaling)
+        if self._recorded is not None and self._inside is not None:
+            heard = AttentionScores(*self._inside)
+            # The first attention in a layer is its self-attention; a decoder's cross-attention comes after it.
+            if heard in self.spec.attention_scores:
+                self._recorded.setdefault(heard.name, scores)
 
     def _leave(self, stack: LayerStack) -> Callable[..., None]:
         def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -1,9 +1,9 @@
 """One distilling set-up: which losses, on which layers of which student, against which teacher. The trainer only runs it.
 
-    counts(batches)      units of the whole step, all micro-batches and processes
-    student's forward    (hooks add the signals to its output)
-    teacher.signals()
-    parts()              sum over this micro-batch / count of the step, loss by loss
+counts(batches)      units of the whole step, all micro-batches and processes
+student's forward    (hooks add the signals to its output)
+teacher.signals()
+parts()              sum over this micro-batch / count of the step, loss by loss
 """
 
 from __future__ import annotations

@@ -104,6 +104,8 @@ class DistillTrainer(Trainer):
             raise DataError("The training data set is empty. Look at the file, and at --max_train_samples.")
         if not hasattr(data, "__len__") and self.compression is not None and self.compression.phases:
             raise DataError("--distill_phases counts epochs, but the training data set has no length. Use --max_steps without phases.")
+        if self.model_init is not None and self.compression is not None and self.compression.phases:
+            raise ArgumentError("--distill_phases trains one model on, but model_init builds a new one for each phase. Give the model.")
         if self.args.n_gpu > 1:
             raise ArgumentError(
                 f"{self.args.n_gpu} GPUs in one process (DataParallel) are not supported: torchrun --nproc_per_node {self.args.n_gpu} "
@@ -144,7 +146,7 @@ class DistillTrainer(Trainer):
             )
         self.distillation = Distillation(student, losses, source, shape, self.processing_class)
         for loss in self.distillation.losses:
-            logger.info("loss %s, weight %g, %s", loss.name, loss.weight, loss)
+            logger.info("loss: %s", loss)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Build the model anew as `model_init` says, then drop its layers again and compare it with the teacher again."""
@@ -154,7 +156,10 @@ class DistillTrainer(Trainer):
                 if isinstance(callback, LayerDropCallback):
                     callback.on_init_end(self.args, self.state, self.control, model=model)
             self.model = model.to(self.args.device)
+            running = self.distillation is not None and self.distillation.running
             self._set_up()
+            if running and self.distillation is not None:
+                self.distillation.start()
         return model
 
     # --- data ---
@@ -191,9 +196,7 @@ class DistillTrainer(Trainer):
 
     # --- the loss ---
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """In training the distillation's loss; in evaluation the task's own."""
         inputs = self._with_decoder_inputs(inputs)
         if self.distillation is None or not self.distillation.running or not model.training or self._counts is None:
@@ -262,8 +265,10 @@ class DistillTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, phase by phase where phases are given; the teacher's own score is logged first."""
-        if self.distillation is None:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+        if self.distillation is None:  # the training data came after __init__
+            self._check_run()
+            self._set_up()
+        assert self.distillation is not None
         try:
             self._report_teacher()
             return self._distill(self.distillation, resume_from_checkpoint, *args, **kwargs)

@@ -33,7 +33,9 @@ def data_for(model: nn.Module, *, regression: bool = False, several_labels: bool
     return Dataset.from_dict(columns)
 
 
-def distilled(folder: Path, student: nn.Module, teacher: nn.Module, losses: list[Loss], data: Dataset, batch_size: int = 8) -> DistillTrainer:
+def distilled(
+    folder: Path, student: nn.Module, teacher: nn.Module, losses: list[Loss], data: Dataset, batch_size: int = 8
+) -> DistillTrainer:
     torch.manual_seed(5)
     args = TrainingArguments(
         str(folder), per_device_train_batch_size=batch_size, gradient_accumulation_steps=8 // batch_size, max_steps=1, learning_rate=0.1,
@@ -49,7 +51,12 @@ def distilled(folder: Path, student: nn.Module, teacher: nn.Module, losses: list
 
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "single_label": ("bert", "sequence_classification", {"num_labels": 3}, {}),
-    "several_labels": ("bert", "sequence_classification", {"num_labels": 3, "problem_type": "multi_label_classification"}, {"several_labels": True}),
+    "several_labels": (
+        "bert",
+        "sequence_classification",
+        {"num_labels": 3, "problem_type": "multi_label_classification"},
+        {"several_labels": True},
+    ),
     "regression": ("bert", "sequence_classification", {"num_labels": 1}, {"regression": True}),
     "tokens": ("bert", "token_classification", {"num_labels": 3}, {}),
     "questions": ("bert", "question_answering", {}, {}),
@@ -71,7 +78,8 @@ def test_every_head_accumulates_to_the_same_step(case: str, tmp_path: Path) -> N
     if head != "question_answering":  # transformers' own loss for it takes its softmax over padding too
         losses.append(LabelsLoss())
     whole, parts = (
-        distilled(tmp_path / str(size), student, teacher, losses, data, batch_size=size) for student, size in zip(students, (8, 2), strict=True)
+        distilled(tmp_path / str(size), student, teacher, losses, data, batch_size=size)
+        for student, size in zip(students, (8, 2), strict=True)
     )
     for (name, one), other in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
         assert torch.allclose(one, other, atol=2e-6), name

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainingArguments
 
@@ -73,7 +75,9 @@ def arguments(folder: Path, **more: Any) -> TrainingArguments:
     return TrainingArguments(**{**settings, **more})
 
 
-def trained(folder: Path, losses: list[Loss], *, model: nn.Module | None = None, data: Dataset | None = None, **more: Any) -> DistillTrainer:
+def trained(
+    folder: Path, losses: list[Loss], *, model: nn.Module | None = None, data: Dataset | None = None, **more: Any
+) -> DistillTrainer:
     torch.manual_seed(5)  # projections are random
     flags = more.pop("compression", None)
     trainer = DistillTrainer(
@@ -113,7 +117,11 @@ def test_accumulated_micro_batches_give_the_gradient_of_one_batch(tmp_path: Path
 def test_one_step_against_a_plain_loop(tmp_path: Path) -> None:
     """The whole of a step written out: forward, losses by loops over examples and tokens, SGD."""
     model, guide, data = student(), teacher(), rows()
-    trainer = trained(tmp_path, [LogitsLoss(temperature=2.0, weight=0.7), HiddenStatesLoss(LayerMap(((1, 2), (2, 4))), weight=0.3)], model=copy.deepcopy(model))
+    trainer = trained(
+        tmp_path,
+        [LogitsLoss(temperature=2.0, weight=0.7), HiddenStatesLoss(LayerMap(((1, 2), (2, 4))), weight=0.3)],
+        model=copy.deepcopy(model),
+    )
     tokens = 0
     total = torch.zeros(())
     for row in data:
@@ -163,7 +171,9 @@ def test_training_moves_the_student_and_not_the_teacher(tmp_path: Path) -> None:
 def test_dropout_of_the_teacher_is_off(tmp_path: Path) -> None:
     guide = tiny_model("bert", num_layers=4, seed=1, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5).train()
     runs = [
-        DistillTrainer(student(), arguments(tmp_path / str(i)), teacher=guide, losses=[LogitsLoss(), HiddenStatesLoss()], train_dataset=rows())
+        DistillTrainer(
+            student(), arguments(tmp_path / str(i)), teacher=guide, losses=[LogitsLoss(), HiddenStatesLoss()], train_dataset=rows()
+        )
         for i in range(2)
     ]
     for number, run in enumerate(runs):
@@ -293,6 +303,67 @@ def test_labels_alone_need_no_teacher(tmp_path: Path) -> None:
     assert trainer.state.log_history[0]["loss"] > 0.1
 
 
+def test_model_init_builds_the_same_student_again(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        return tiny_model("bert", num_layers=4, seed=2)
+
+    trainer = DistillTrainer(
+        None,
+        arguments(tmp_path),
+        teacher=teacher(),
+        losses=[LogitsLoss(), HiddenStatesLoss()],
+        compression=CompressionArguments(layer_drop_strategy="top", num_layers_to_drop=2),
+        train_dataset=rows(),
+        model_init=build,
+    )
+    trainer.train()
+    assert trainer.model.config.num_hidden_layers == 2
+    given = tiny_model("bert", num_layers=4, seed=2)
+    flags = CompressionArguments(layer_drop_strategy="top", num_layers_to_drop=2)
+    plain = DistillTrainer(
+        given, arguments(tmp_path), teacher=teacher(), losses=[LogitsLoss(), HiddenStatesLoss()], compression=flags, train_dataset=rows()
+    )
+    plain.train()
+    assert largest_difference(weights(trainer), weights(plain)) == 0.0
+    assert trainer.state.log_history[0]["loss_hidden_states"] > 0.01
+
+
+def test_data_that_comes_after_init_is_distilled_on(tmp_path: Path) -> None:
+    trainer = DistillTrainer(student(), arguments(tmp_path), teacher=teacher(), losses=[LogitsLoss()])
+    trainer.train_dataset = rows()
+    trainer.train()
+    assert "loss_logits" in trainer.state.log_history[0]
+
+
+def test_after_training_the_models_are_plain_and_a_copy_trains_on(tmp_path: Path) -> None:
+    model, guide = student(), teacher()
+    DistillTrainer(model, arguments(tmp_path), teacher=guide, losses=every_loss(), train_dataset=rows()).train()
+    assert not model._forward_hooks and not guide._forward_hooks
+    assert model.config._attn_implementation == guide.config._attn_implementation == "sdpa"
+    copied = copy.deepcopy(model).train()
+    assert copied(input_ids=torch.tensor([[5, 6]]), labels=torch.tensor([1])).loss.item() > 0
+
+
+def test_two_trainers_may_share_student_and_teacher(tmp_path: Path) -> None:
+    model, guide = student(), teacher()
+    first = DistillTrainer(model, arguments(tmp_path), teacher=guide, losses=[HiddenStatesLoss()], train_dataset=rows())
+    second = DistillTrainer(model, arguments(tmp_path), teacher=guide, losses=[AttentionScoresLoss()], train_dataset=rows())
+    for trainer, name in ((first, "loss_hidden_states"), (second, "loss_attention_scores"), (first, "loss_hidden_states")):
+        trainer.train()
+        assert trainer.state.log_history[0][name] > 1e-4
+
+
+def test_a_peft_student_learns(tmp_path: Path) -> None:
+    model = get_peft_model(student(**NARROW), LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"]))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = DistillTrainer(model, arguments(tmp_path), teacher=teacher(), losses=every_loss(), train_dataset=rows())
+    trainer.train()
+    moved = [name for name, tensor in model.state_dict().items() if name in before and not torch.equal(tensor, before[name])]
+    assert moved and all("lora" in name or "modules_to_save" in name for name in moved)
+    trainer.save_model(str(tmp_path / "adapter"))
+    assert not [name for name in load_file(tmp_path / "adapter" / "adapter_model.safetensors") if "projection" in name]
+
+
 class OwnLoss(DistillTrainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         return model(**inputs).pop("loss")
@@ -307,7 +378,11 @@ def test_a_loss_of_ones_own_that_shadows_ours_is_noticed(tmp_path: Path) -> None
 def test_nan_from_the_teacher_names_step_and_layer(tmp_path: Path) -> None:
     guide = teacher()
     trainer = DistillTrainer(
-        student(), arguments(tmp_path, max_steps=6, per_device_train_batch_size=4, logging_steps=3), teacher=guide, losses=[HiddenStatesLoss()], train_dataset=rows()
+        student(),
+        arguments(tmp_path, max_steps=6, per_device_train_batch_size=4, logging_steps=3),
+        teacher=guide,
+        losses=[HiddenStatesLoss()],
+        train_dataset=rows(),
     )
     calls = []
 
@@ -354,7 +429,9 @@ def named(names: list[str]) -> dict[str, Any]:
 def test_a_teacher_with_other_labels(tmp_path: Path) -> None:
     refused(tmp_path, TeacherError, "tells 2 labels apart .* the teacher 3", teacher=tiny_model("bert", num_labels=3))
     other = tiny_model("bert", **named(["cat", "dog"]))
-    refused(tmp_path, TeacherError, "student's labels are yes, no, the teacher's cat, dog", teacher=other, model=student(**named(["yes", "no"])))
+    refused(
+        tmp_path, TeacherError, "student's labels are yes, no, the teacher's cat, dog", teacher=other, model=student(**named(["yes", "no"]))
+    )
 
 
 def test_labels_in_another_order_are_put_right(tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "students": {"errors", "layers"},
     "callbacks": {"arguments", "errors", "layers"},
     # what models show
+    "attention": {"errors"},
     "task": {"attention", "errors", "layers"},
     "signals": {"errors"},
-    "attention": {"errors"},
     "capture": {"attention", "errors", "layers", "signals"},
     "teacher": {"capture", "errors", "layers", "signals", "task"},
     "teacher_checks": {"errors", "layers", "task"},

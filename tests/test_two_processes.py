@@ -35,7 +35,9 @@ if trainer.is_world_process_zero():
 """
 
 
-def run(tmp_path: Path, name: str, processes: int, batch_size: int, accumulation: int = 1, phases: str = "") -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+def run(
+    tmp_path: Path, name: str, processes: int, batch_size: int, accumulation: int = 1, phases: str = ""
+) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     folder = tmp_path / name
     folder.mkdir()
     script = tmp_path / "script.py"

@@ -55,6 +55,9 @@ class AttentionScoresLoss(Loss):
         if self.layer_map is not None and any(0 in pair for pair in self.layer_map.pairs):
             raise LossError("Layer 0 is the embedding output: it has no attention. Number layers from 1.")
 
+    def __str__(self) -> str:
+        return f"{super().__str__()} (student:teacher {self.layer_map})"
+
     def resolve(self, student: ModelShape, teacher: ModelShape) -> tuple[Loss, ...]:
         """Choose stacks, fill in the layer map, and compare the numbers of heads."""
         try:

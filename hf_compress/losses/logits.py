@@ -57,6 +57,9 @@ class LogitsLoss(Loss):
         if self.kind not in ("kl", "soft_cross_entropy", "mse"):
             raise LossError(f"LogitsLoss has no kind {self.kind!r}; it has 'kl', 'soft_cross_entropy' and 'mse'.")
 
+    def __str__(self) -> str:
+        return f"{super().__str__()} ({self.kind}, T = {self.temperature:g})"
+
     def resolve(self, student: ModelShape, teacher: ModelShape) -> tuple[Loss, ...]:
         """Learn what an example is from the student's head."""
         if student.kind != teacher.kind:
@@ -129,6 +132,4 @@ class LogitsLoss(Loss):
             return torch.where(mask, (student - teacher).pow(2), zero).sum(-1) / mask.sum(-1)
         lowest = torch.finfo(torch.float32).min / self.temperature**2 / 4  # no infinity: 0 * inf is NaN
         far = torch.full((), lowest, device=student.device, dtype=student.dtype)
-        return self._classes(
-            torch.where(mask, student / self.temperature, far), torch.where(mask, teacher / self.temperature, far)
-        )
+        return self._classes(torch.where(mask, student / self.temperature, far), torch.where(mask, teacher / self.temperature, far))

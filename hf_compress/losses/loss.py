@@ -52,6 +52,9 @@ class Loss(ABC):
             LossError, LayerMapError: in the user's words.
         """
 
+    def __str__(self) -> str:
+        return f"{self.weight:g} x {self.name}"
+
     @property
     @abstractmethod
     def unit(self) -> str:
