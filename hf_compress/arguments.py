@@ -194,6 +194,11 @@ class CompressionArguments:
         return ",".join(f"{student}:{teacher}" for student, teacher in pairs)
 
     @property
+    def given(self) -> tuple[str, ...]:
+        """The names of the flags that are given."""
+        return tuple(name for name, flag in FIELDS.items() if getattr(self, name) != flag.default)
+
+    @property
     def wants_layer_drop(self) -> bool:
         """Whether any flag asks for layers to be dropped."""
         return self.layer_drop_strategy is not None or self.layers_to_drop is not None or self.layers_to_keep is not None

@@ -22,7 +22,7 @@ import transformers.trainer
 
 from hf_compress.argument_values import nearest_name
 from hf_compress.arguments import CompressionArguments
-from hf_compress.callbacks import LayerDropCallback
+from hf_compress.callbacks import LayerDropCallback, offer_examples
 from hf_compress.errors import ArgumentError, CompressionError
 from hf_compress.task import TOKEN_KINDS, kind_of
 from hf_compress.trim_padding import TrimPaddingCollator
@@ -121,13 +121,7 @@ TRAINER_ARGUMENTS = _names(transformers.Trainer)
 def _layer_drop_callback(compression: CompressionArguments, given: dict[str, Any]) -> LayerDropCallback:
     """The callback that the flags ask for, with the examples that the contribution strategy measures on: the dev set, as in the paper."""
     callback = LayerDropCallback.from_arguments(compression)
-    for name in ("eval_dataset", "train_dataset"):
-        examples = given.get(name)
-        if isinstance(examples, dict):
-            examples = next(iter(examples.values()), None)
-        if examples is not None:
-            callback.offer_examples(examples, given.get("data_collator"))
-            break
+    offer_examples([callback], given)
     return callback
 
 

@@ -33,6 +33,17 @@ from hf_compress.layers.strategies import LayerDropStrategy, describe_layers
 logger = logging.getLogger(__name__)
 
 
+def offer_examples(callbacks: Iterable[Any], given: Mapping[str, Any]) -> None:
+    """Hand the examples among a Trainer's arguments to the callbacks that may measure on them: the dev set's, else the train set's."""
+    examples = given.get("eval_dataset")
+    if isinstance(examples, dict):
+        examples = next(iter(examples.values()), None)
+    examples = given.get("train_dataset") if examples is None else examples
+    for callback in callbacks:
+        if isinstance(callback, LayerDropCallback) and examples is not None:
+            callback.offer_examples(examples, given.get("data_collator"))
+
+
 class DropArguments(Protocol):
     """The flags that say what to drop and what to freeze; `CompressionArguments` has them."""
 

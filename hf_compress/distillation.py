@@ -17,8 +17,6 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_compress.capture import Capture
 from hf_compress.errors import LossError, TeacherError
-from hf_compress.layers.layer_map import LayerMap
-from hf_compress.layers.record import recorded_drop
 from hf_compress.layers.stack import find_stacks, pretrained_model
 from hf_compress.losses.labels import LabelsLoss
 from hf_compress.losses.loss import Loss, Phase
@@ -37,6 +35,7 @@ class Distillation:
         teacher: who shows the teacher's side; None where no loss asks for it.
         teacher_shape: the teacher's sizes.
         tokenizer: for padding and separator tokens.
+        label_name: the column that holds the labels.
 
     Raises:
         LossError, LayerMapError: where a loss does not fit the two models.
@@ -49,6 +48,7 @@ class Distillation:
         teacher: SignalSource | None,
         teacher_shape: ModelShape | None,
         tokenizer: Any = None,
+        label_name: str = "labels",
     ) -> None:
         shape = ModelShape.of(student)
         asked = [loss for loss in losses if loss.weight != 0]
@@ -65,7 +65,7 @@ class Distillation:
         self.teacher_spec = SignalSpec()
         self.student = student
         self.projections = Projections.attach(student, {k: v for loss in self.losses for k, v in loss.projections.items()})
-        self.reader = _reader(student, shape, tokenizer, separators=any(getattr(loss, "skip_heads", None) for loss in self.losses))
+        self.reader = _reader(student, shape, tokenizer, label_name, self.losses)
         self._student_capture: Capture | None = None
         self.active = self.losses
 
@@ -87,6 +87,8 @@ class Distillation:
         spec, self.teacher_spec = SignalSpec(), SignalSpec()
         for loss in self.active:
             spec, self.teacher_spec = spec | loss.student_spec(), self.teacher_spec | loss.teacher_spec()
+        for name, projection in self.projections.items():  # one that no loss uses now must neither decay nor be waited for
+            projection.requires_grad_(any(name in loss.projections for loss in self.active))
         self._student_capture = Capture(self.student, spec, project=self.projections.project)
         self.units = tuple(sorted({loss.unit for loss in self.active}))
 
@@ -133,7 +135,7 @@ class Distillation:
         teacher: Signals,
         inputs: Mapping[str, Any],
         counts: Tensor,
-        labels_mean: Callable[[Mapping[str, Any]], Tensor],
+        labels_mean: Callable[[Mapping[str, Any], Tensor], Tensor],
     ) -> dict[str, tuple[Tensor, float]]:
         """Each loss of this micro-batch as its share of the step's mean.
 
@@ -142,7 +144,7 @@ class Distillation:
             teacher: see `teacher_signals`.
             inputs: the batch, labels included.
             counts: (units,), of the whole step.
-            labels_mean: the task's own loss from the student's output.
+            labels_mean: the task's own loss from the student's output and the number of labels in this micro-batch.
 
         Returns:
             By name: the value, to be summed over the step's micro-batches and processes, and its weight.
@@ -152,37 +154,19 @@ class Distillation:
         student = self._student_capture.signals(outputs)
         parts: dict[str, tuple[Tensor, float]] = {}
         for loss in self.active:
-            total = loss.of_mean(labels_mean(outputs), batch) if isinstance(loss, LabelsLoss) else loss(student, teacher, batch)
+            if isinstance(loss, LabelsLoss):
+                total = loss.of_mean(labels_mean(outputs, batch.count(loss.unit)), batch)
+            else:
+                total = loss(student, teacher, batch)
             value = total / counts[self.units.index(loss.unit)].clamp(min=1)
             name = loss.name if loss.name not in parts else f"{loss.name}_{getattr(loss, 'stack', len(parts))}"
             parts[name] = (value, loss.weight)
         return parts
 
 
-def layer_map_for(text: str | None, student: nn.Module, teacher: ModelShape) -> LayerMap | None:
-    """The layer map of a flag; without one, what dropping left of the student, if its record fits this teacher.
-
-    Returns:
-        None where neither says anything: the losses then take a uniform map.
-
-    Raises:
-        LayerMapError: in the user's words.
-    """
-    shape = ModelShape.of(student)
-    stack = next(iter(shape.stacks))
-    taught = teacher.stacks.get(stack)
-    if taught is None:
-        return None
-    record = (recorded_drop(pretrained_model(student).config) or {}).get(stack)
-    fits = record is not None and len(record.kept) == shape.stacks[stack].num_layers and record.num_layers == taught.num_layers
-    kept = record.kept if record is not None and fits else None
-    if text is not None:
-        return LayerMap.parse(text, shape.stacks[stack].num_layers, taught.num_layers, kept)
-    return LayerMap.kept(kept) if kept is not None and len(shape.stacks) == 1 else None
-
-
-def _reader(student: nn.Module, shape: ModelShape, tokenizer: Any, *, separators: bool) -> BatchReader:
+def _reader(student: nn.Module, shape: ModelShape, tokenizer: Any, label_name: str, losses: Sequence[Loss]) -> BatchReader:
     stacks = find_stacks(student)
+    separators = any(getattr(loss, "skip_heads", None) for loss in losses)
     known = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
     config = pretrained_model(student).config
     separator = getattr(known, "sep_token_id", None)
@@ -193,5 +177,8 @@ def _reader(student: nn.Module, shape: ModelShape, tokenizer: Any, *, separators
         eos_token_id=getattr(known, "eos_token_id", None) if known else getattr(config, "eos_token_id", None),
         separator_ids=(separator,) if separators and separator is not None else (),
         causal_stacks=frozenset(name for name, stack in stacks.items() if stack.causal),
+        label_name=label_name,
+        needs_tokens=any(loss.student_spec().stacks or loss.unit.startswith("tokens.") for loss in losses)
+        or shape.kind == "question_answering",
         summary_last=frozenset(name for name, stack in stacks.items() if stack.summary_token == "last"),
     )

@@ -18,8 +18,10 @@ class LossLog:
         self._sums: dict[str, Tensor] = {}
         self._since = 0
 
-    def add(self, parts: Mapping[str, tuple[Tensor, float]]) -> None:
-        """Add one micro-batch's share of each part, unweighted."""
+    def add(self, parts: Mapping[str, tuple[Tensor, float]], step: int) -> None:
+        """Add one micro-batch's share of each part, unweighted, in the step after `step` done ones."""
+        if not self._sums:
+            self._since = step  # a resumed run begins in the middle
         for name, (value, _) in parts.items():
             value = value.detach()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -36,12 +38,12 @@ class LossLog:
             return {}
         names = sorted(self._sums)
         means = (sum_over_processes(torch.stack([self._sums[name] for name in names])) / steps).tolist()
-        self._sums, self._since = {}, step
+        self._sums = {}
         return {f"loss_{name}": mean for name, mean in zip(names, means, strict=True)}
 
-    def restart(self, step: int) -> None:
-        """Forget what was added, and count from this step."""
-        self._sums, self._since = {}, step
+    def restart(self) -> None:
+        """Forget what was added."""
+        self._sums = {}
 
 
 class FiniteWatch:
@@ -52,7 +54,9 @@ class FiniteWatch:
 
     def watch(self, signals: Signals, step: int) -> None:
         """Look at a batch's signals; a sum is finite only where all its terms are."""
-        for name, tensor in signals.named_tensors().items():
+        # Attention scores are the largest tensors of a step, and what is wrong in them is wrong in all that follows.
+        light = Signals(signals.logits, signals.hidden_states)
+        for name, tensor in (light.named_tensors() or signals.named_tensors()).items():
             bad = ~torch.isfinite(tensor.sum(dtype=torch.float32))
             seen = self._first_bad.get(name)
             seen = torch.full((), -1, device=tensor.device) if seen is None else seen

@@ -25,13 +25,14 @@ class Projections(nn.ModuleDict):
 
         Args:
             student: the model to train, on its device.
-            wanted: their widths by name; a map that the student already has is kept as it is.
+            wanted: their widths by name; a map of that width that the student already has is kept as it is.
         """
         present = getattr(student, ATTRIBUTE, None)
         projections = present if isinstance(present, Projections) else cls()
         like = next(parameter for parameter in student.parameters() if parameter.is_floating_point())
         for name, size in sorted(wanted.items()):
-            if name not in projections:
+            present_map = dict(projections.items()).get(name)
+            if not isinstance(present_map, nn.Linear) or present_map.weight.shape != (size.out_features, size.in_features):
                 projections[name] = nn.Linear(size.in_features, size.out_features).to(like.device, like.dtype)
         if len(projections):
             setattr(student, ATTRIBUTE, projections)
@@ -45,10 +46,13 @@ class Projections(nn.ModuleDict):
         projected: Tensor = self[name](state)
         return projected
 
-    def save(self, folder: str | Path) -> None:
-        """Write the maps beside a checkpoint."""
+    def save(self, folder: str | Path, *, write: bool = True) -> None:
+        """Write the maps beside a checkpoint; all processes call it, since under ZeRO-3 each holds a part, and one writes."""
         with _gathered(self):
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}, Path(folder) / FILE_NAME)
+            if write:
+                save_file(
+                    {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}, Path(folder) / FILE_NAME
+                )
 
     def load(self, folder: str | Path) -> None:
         """Read the maps back when a run is resumed.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from torch import nn
 from transformers.models.auto import modeling_auto
 
 from hf_compress.attention import shows_scores
+from hf_compress.layers.layer_map import LayerMap, map_between
+from hf_compress.layers.record import recorded_drop
 from hf_compress.layers.stack import find_stacks, pretrained_model, unwrap
 
 Kind = Literal[
@@ -39,12 +42,19 @@ TOKEN_KINDS: frozenset[Kind] = frozenset({"token_classification", "causal_lm", "
 
 def kind_of(model: nn.Module) -> Kind:
     """What the model is for."""
-    name = type(unwrap(model)).__name__
-    for kind, (table, _) in _TABLES.items():
-        entries = getattr(modeling_auto, table).values()
-        if any(name == entry or (isinstance(entry, (tuple, list)) and name in entry) for entry in entries):
-            return kind
+    tables: dict[Kind, set[str]] = {kind: _classes(table) for kind, (table, _) in _TABLES.items()}
+    for cls in type(unwrap(model)).__mro__:  # a script's own subclass is of its parent's kind
+        for kind, names in tables.items():
+            if cls.__name__ in names:
+                return kind
     return "other"
+
+
+@cache
+def _classes(table: str) -> set[str]:
+    """The names in one of transformers' tables."""
+    entries = getattr(modeling_auto, table).values()
+    return {name for entry in entries for name in ((entry,) if isinstance(entry, str) else entry)}
 
 
 def auto_class_name(kind: Kind) -> str | None:
@@ -59,6 +69,13 @@ class Stack:
     num_layers: int
     hidden_size: int
     num_attention_heads: int
+    # What dropping left, counted from 1 in a model of `full_depth` layers; None if nothing was dropped.
+    kept: tuple[int, ...] | None = None
+    full_depth: int = 0
+
+    def map_from(self, asked: LayerMap | str | None, teacher: Stack) -> LayerMap:
+        """Which layer of this stack learns from which of the teacher's; see `map_between`."""
+        return map_between(asked, self.num_layers, teacher.num_layers, self.kept, self.full_depth)
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,8 @@ class ModelShape:
     kind: Kind
     stacks: dict[str, Stack]
     shows_attention_scores: bool = True
+    problem_type: str | None = None
+    main_input: str = "input_ids"
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelShape:
@@ -77,7 +96,12 @@ class ModelShape:
         config: Any = pretrained_model(model).config
         config = config.get_text_config()
         stacks = {}
+        recorded = recorded_drop(pretrained_model(model).config) or {}
         for name, stack in find_stacks(model).items():
             heads = getattr(config, f"{name}_attention_heads", None) or getattr(config, "num_attention_heads", None) or 0
-            stacks[name] = Stack(stack.depth, int(config.hidden_size), int(heads))
-        return cls(type(inner).__name__, kind_of(model), stacks, shows_scores(pretrained_model(model)))
+            record = recorded.get(name)
+            kept, full_depth = (record.kept, record.num_layers) if record is not None else (None, 0)
+            stacks[name] = Stack(stack.depth, int(config.hidden_size), int(heads), kept, full_depth)
+        owner = pretrained_model(model)
+        problem: str | None = getattr(owner.config, "problem_type", None)
+        return cls(type(inner).__name__, kind_of(model), stacks, shows_scores(owner), problem, owner.main_input_name)

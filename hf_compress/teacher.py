@@ -38,7 +38,9 @@ class LiveTeacher:
 
     def to(self, device: torch.device) -> LiveTeacher:
         """Move the model there."""
-        self.model.to(device)
+        # A quantized or spread-out model stays where it was loaded.
+        if not getattr(self.model, "is_quantized", False) and getattr(self.model, "hf_device_map", None) is None:
+            self.model.to(device)
         self._order = None if self._order is None else self._order.to(device)
         return self
 

@@ -18,6 +18,7 @@ def teacher_score(
     compute_metrics: Callable[[EvalPrediction], Mapping[str, Any]],
     accelerator: Any,
     label_names: Sequence[str],
+    preprocess: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> dict[str, float]:
     """Run the teacher over the evaluation data.
 
@@ -27,6 +28,7 @@ def teacher_score(
         compute_metrics: the script's own.
         accelerator: gathers over processes.
         label_names: the columns that hold labels.
+        preprocess: the script's own `preprocess_logits_for_metrics`.
 
     Returns:
         `teacher_accuracy` and so on; empty where the data has no labels, or the task's predictions are more than logits.
@@ -38,6 +40,7 @@ def teacher_score(
         labels = next((batch[name] for name in ("labels", *label_names) if isinstance(batch.get(name), Tensor)), None)
         if logits is None or labels is None or logits.dim() != 2:
             return {}
+        logits = logits if preprocess is None else preprocess(logits, labels)
         logits, labels = accelerator.gather_for_metrics((logits, labels))
         predictions.append(logits.float().cpu().numpy())
         references.append(labels.cpu().numpy())

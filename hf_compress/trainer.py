@@ -5,6 +5,7 @@ It only introduces them: what is compared, and how, is in `distillation` and `lo
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,14 +18,16 @@ from transformers import AutoTokenizer, PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput
 
 from hf_compress.arguments import CompressionArguments
-from hf_compress.callbacks import LayerDropCallback
-from hf_compress.distillation import Distillation, layer_map_for
-from hf_compress.errors import ArgumentError, DataError, LossError, TeacherError
+from hf_compress.callbacks import LayerDropCallback, offer_examples
+from hf_compress.distillation import Distillation
+from hf_compress.errors import LossError, TeacherError
 from hf_compress.layers.stack import unwrap
 from hf_compress.loss_log import FiniteWatch, LossLog
+from hf_compress.losses.logits import LogitsLoss
 from hf_compress.losses.loss import Loss
 from hf_compress.losses.recipes import DEFAULT_RECIPE, losses_of
 from hf_compress.phases import PhasedRun
+from hf_compress.run_checks import check_flags, check_optimizer, check_run, flags_in_force
 from hf_compress.task import TOKEN_KINDS, ModelShape, kind_of
 from hf_compress.teacher import LiveTeacher, load_teacher
 from hf_compress.teacher_checks import check_vocabularies, label_order
@@ -32,6 +35,10 @@ from hf_compress.teacher_score import teacher_score
 from hf_compress.trim_padding import TrimPaddingCollator
 
 logger = logging.getLogger(__name__)
+
+
+# The names of what a Trainer takes by position, after model and args.
+_POSITIONAL = [name for name in inspect.signature(Trainer.__init__).parameters if name not in ("self", "model", "args")]
 
 
 class DistillTrainer(Trainer):
@@ -65,29 +72,27 @@ class DistillTrainer(Trainer):
         compression: CompressionArguments | None = None,
         **kwargs: Any,
     ) -> None:
-        given = args if isinstance(args, CompressionArguments) else None
-        self.compression = compression or given or type(self).compression or CompressionArguments()
+        self.compression = flags_in_force(compression, args, type(self).compression)
+        kwargs |= dict(zip(_POSITIONAL, positional, strict=False))
         self.distillation: Distillation | None = None
         self._teacher = teacher if teacher is not None else self.compression.teacher_model_name_or_path
         self._losses = losses
         self._log_parts, self._watch = LossLog(), FiniteWatch()
+        self._teacher_score: dict[str, float] = {}
+        self._student_columns: frozenset[str] | None = None
         self._counts: Tensor | None = None
         self._own_loss_ran = False
         callbacks = list(kwargs.pop("callbacks", None) or [])
         if self.compression.wants_layer_drop or self.compression.wants_freezing:
             callbacks.append(LayerDropCallback.from_arguments(self.compression))
-        datasets = [kwargs.get("eval_dataset"), kwargs.get("train_dataset"), *positional[1:3][::-1]]
-        examples = next((dataset for dataset in datasets if dataset is not None and not isinstance(dataset, dict)), None)
-        for callback in callbacks:
-            if isinstance(callback, LayerDropCallback) and examples is not None:
-                callback.offer_examples(examples, kwargs.get("data_collator") or (positional[0] if positional else None))
-        kwargs["callbacks"] = callbacks
-        super().__init__(model, args, *positional, **kwargs)
+        offer_examples(callbacks, kwargs)
+        super().__init__(model, args, **kwargs, callbacks=callbacks)
         # Our loss is a mean over the whole step, on all processes: the Trainer must not scale it once more.
         self.model_accepts_loss_kwargs = False
+        self._always_divides = hasattr(self, "loss_is_scaled_for_ga")  # earlier Trainers do not where there is a compute_loss_func
         self.loss_is_scaled_for_ga = False
         if self.train_dataset is not None:
-            self._check_run()
+            check_run(self, self.compression.phases)
             self._set_up()
 
     @property
@@ -96,24 +101,6 @@ class DistillTrainer(Trainer):
         return self.model
 
     # --- set-up ---
-
-    def _check_run(self) -> None:
-        """Refuse what cannot be trained right, before anything is loaded."""
-        data: Any = self.train_dataset
-        if hasattr(data, "__len__") and len(data) == 0:
-            raise DataError("The training data set is empty. Look at the file, and at --max_train_samples.")
-        if not hasattr(data, "__len__") and self.compression is not None and self.compression.phases:
-            raise DataError("--distill_phases counts epochs, but the training data set has no length. Use --max_steps without phases.")
-        if self.model_init is not None and self.compression is not None and self.compression.phases:
-            raise ArgumentError("--distill_phases trains one model on, but model_init builds a new one for each phase. Give the model.")
-        if self.args.n_gpu > 1:
-            raise ArgumentError(
-                f"{self.args.n_gpu} GPUs in one process (DataParallel) are not supported: torchrun --nproc_per_node {self.args.n_gpu} "
-                "starts one process for each, and is faster; or choose one GPU with CUDA_VISIBLE_DEVICES=0."
-            )
-        for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
-            if (getattr(self.args, name, None) or {}).get("use_reentrant"):
-                raise ArgumentError(f"{name} asks for use_reentrant=True, which hides the hidden states' gradients. Leave it out.")
 
     def _set_up(self) -> None:
         """Load the teacher, see that it fits, and let the losses choose what they need of both models."""
@@ -125,26 +112,32 @@ class DistillTrainer(Trainer):
                 "DistillTrainer has no teacher: give --teacher_model_name_or_path a fine-tuned model, or DistillTrainer(teacher=model). "
                 "To drop layers without distilling, leave --trainer_class out."
             )
+        check_flags(flags, losses_given=self._losses is not None, teacher_given=path is None)
         model = load_teacher(path, kind_of(student), revision=flags.teacher_revision, dtype=flags.teacher_dtype) if path else self._teacher
+        self._teacher_model = model
+        losses = self._losses
+        if losses is None:
+            losses = losses_of(
+                flags.recipe or DEFAULT_RECIPE,
+                layer_map=flags.layer_map,
+                temperature=flags.distill_temperature,
+                weights={str(name): weight for name, weight in flags.weights.items()},
+                skip_heads=flags.distill_skip_heads,
+            )
         source, shape = None, None
         if isinstance(model, nn.Module):
             if model is student or unwrap(model) is unwrap(student):
                 raise TeacherError("Teacher and student are the same model object. Load the teacher a second time, or copy.deepcopy it.")
             saved = path is not None and os.path.isfile(os.path.join(path, "tokenizer_config.json"))
             check_vocabularies(student, model, self.processing_class, AutoTokenizer.from_pretrained(path) if saved else None)
-            source = LiveTeacher(model, label_order=label_order(student, model)).to(self.args.device)
+            compares_logits = any(isinstance(loss, LogitsLoss) and loss.weight for loss in losses)
+            source = LiveTeacher(model, label_order=label_order(student, model) if compares_logits else None).to(self.args.device)
             shape = ModelShape.of(model)
-        losses = self._losses
-        if losses is None:
-            layer_map = layer_map_for(flags.layer_map, student, shape) if shape is not None else None
-            losses = losses_of(
-                flags.recipe or DEFAULT_RECIPE,
-                layer_map=layer_map,
-                temperature=flags.distill_temperature,
-                weights={str(name): weight for name, weight in flags.weights.items()},
-                skip_heads=flags.distill_skip_heads,
-            )
-        self.distillation = Distillation(student, losses, source, shape, self.processing_class)
+        label_name = self.label_names[0] if len(self.label_names) == 1 else "labels"
+        self.distillation = Distillation(student, losses, source, shape, self.processing_class, label_name)
+        check_optimizer(self.optimizer, self.distillation.projections)
+        self._signature_columns = None  # to be read again, with the teacher's
+        self._set_signature_columns_if_needed()
         for loss in self.distillation.losses:
             logger.info("loss: %s", loss)
 
@@ -168,7 +161,8 @@ class DistillTrainer(Trainer):
         """Keep the teacher's columns too: a DistilBERT student must not lose its BERT teacher's token_type_ids."""
         super()._set_signature_columns_if_needed()
         known: list[str] = self._signature_columns or []
-        self._student_columns = frozenset(known)
+        if self._student_columns is None:
+            self._student_columns = frozenset(known)
         self._signature_columns = known + sorted(self._teacher_columns() - set(known))  # type: ignore[assignment]
 
     def _teacher_columns(self) -> frozenset[str]:
@@ -180,7 +174,9 @@ class DistillTrainer(Trainer):
         """The Trainer's, with each batch cut to its longest example."""
         collator = self.data_collator
         if self.compression is None or self.compression.trim_padding is not False:
-            self.data_collator = TrimPaddingCollator(collator, labels_are_sequences=kind_of(self._student) in TOKEN_KINDS)
+            half_on_gpu = self.args.device.type == "cuda" and (self.args.fp16 or self.args.bf16)
+            sequences = kind_of(self._student) in TOKEN_KINDS
+            self.data_collator = TrimPaddingCollator(collator, sequences, pad_to_multiple_of=8 if half_on_gpu else None)
         try:
             loader: DataLoader[Any] = super().get_train_dataloader()
         finally:
@@ -190,7 +186,8 @@ class DistillTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Count what the whole step has, over its micro-batches and the processes, before its first forward."""
         samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.distillation is not None:
+        if self.distillation is not None and self.distillation.running:
+            self._check_that_own_loss_runs()
             self._counts = self.accelerator.reduce(self.distillation.counts(samples, self.args.device), reduction="sum")
         return samples, items
 
@@ -204,38 +201,41 @@ class DistillTrainer(Trainer):
             return super().compute_loss(model, own, return_outputs, num_items_in_batch)
         self._own_loss_ran = True
         distillation = self.distillation
-        labels = distillation.needs_labels
+        # The Trainer, too, keeps labels from a model whose loss is computed outside of it.
+        labels = distillation.needs_labels and self.compute_loss_func is None and self.label_smoother is None
         outputs = model(**{name: value for name, value in inputs.items() if self._reaches_student(name, labels=labels)})
-        signals = distillation.teacher_signals(inputs)
+        with self.accelerator.autocast():  # the student's forward is under it as well
+            signals = distillation.teacher_signals(inputs)
         self._watch.watch(signals, self.state.global_step)
         if self.state.global_step == 0:
             self._watch.check()  # once, so that a broken teacher stops the run at its first step
-        parts = distillation.parts(outputs, signals, inputs, self._counts, lambda out: self._labels_mean(out, inputs))
+        parts = distillation.parts(outputs, signals, inputs, self._counts, lambda out, count: self._labels_mean(out, inputs, count))
         # Processes' gradients are averaged, and the Trainer divides by the number of micro-batches: both are in our counts already.
         scale = self.accelerator.num_processes * self._micro_batches()
-        self._log_parts.add(parts)
+        self._log_parts.add(parts, self.state.global_step)
         loss = torch.stack([value * weight for value, weight in parts.values()]).sum() * scale
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """The Trainer's step, sure that a script's own compute_loss did not take the place of ours."""
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if self.distillation is not None and not self._own_loss_ran:
+    def _check_that_own_loss_runs(self) -> None:
+        """A script's own compute_loss or training_step may have taken the place of ours: a step was counted, and none computed."""
+        if self._counts is not None and not self._own_loss_ran:
             raise LossError(
                 f"{type(self).__name__} computes a loss of its own and never calls DistillTrainer.compute_loss, so nothing would be "
-                "distilled. Take its compute_loss out, or let it call super().compute_loss(...) and add to what that returns."
+                "distilled. Take its compute_loss or training_step out, or let it call super().compute_loss(...) and add to that."
             )
-        return loss
 
     def _micro_batches(self) -> int:
+        """By how much the Trainer will divide."""
+        if not self._always_divides and self.compute_loss_func is not None:
+            return 1
         return int(getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps))
 
-    def _labels_mean(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> Tensor:
-        """The task's own loss, a mean over this micro-batch."""
+    def _labels_mean(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], count: Tensor) -> Tensor:
+        """The task's own loss, a mean over this micro-batch's `count` labels."""
         if self.compute_loss_func is not None:
-            mean: Tensor = self.compute_loss_func(outputs, inputs.get("labels"), num_items_in_batch=None)
+            mean: Tensor = self.compute_loss_func(outputs, inputs.get("labels"), num_items_in_batch=count)
             return mean
-        if self.label_smoother is not None:
+        if self.label_smoother is not None and "labels" in inputs:
             smoothed: Tensor = self.label_smoother(outputs, inputs["labels"], shift_labels=kind_of(self._student) == "causal_lm")
             return smoothed
         if outputs.get("loss") is None:
@@ -248,11 +248,9 @@ class DistillTrainer(Trainer):
 
     def _reaches_student(self, name: str, *, labels: bool = True) -> bool:
         """Whether a column goes into the student: not those only the teacher reads, nor labels that no loss uses."""
-        if self.distillation is None or not hasattr(self, "_student_columns"):
-            return True
         if not labels and name in ("labels", "label_ids", *self.label_names):
             return False
-        return name in self._student_columns or name not in self._teacher_columns()
+        return self._student_columns is None or name in self._student_columns or name not in self._teacher_columns()
 
     def _with_decoder_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Encoder-decoder models make decoder inputs from labels; without labels somebody else must."""
@@ -266,7 +264,8 @@ class DistillTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, phase by phase where phases are given; the teacher's own score is logged first."""
         if self.distillation is None:  # the training data came after __init__
-            self._check_run()
+            assert self.compression is not None
+            check_run(self, self.compression.phases)
             self._set_up()
         assert self.distillation is not None
         try:
@@ -277,44 +276,66 @@ class DistillTrainer(Trainer):
 
     def _distill(self, distillation: Distillation, resume_from_checkpoint: str | bool | None, *args: Any, **kwargs: Any) -> TrainOutput:
         phases = self.compression.phases if self.compression is not None else ()
-        self._log_parts.restart(0)
-        if not phases:
-            distillation.start()
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+        history: list[dict[str, float]] = []
+
+        def train_once(checkpoint: str | bool | None) -> TrainOutput:
+            self._log_parts.restart()
+            self._counts, self._own_loss_ran = None, False
+            output = super(DistillTrainer, self).train(checkpoint, *args, **kwargs)
+            self._check_that_own_loss_runs()
+            self._watch.check()
+            return output
 
         def train_phase(checkpoint: str | None) -> TrainOutput:
             # A new optimizer and schedule: the old ones hold moments of other losses.
             self.optimizer, self.lr_scheduler = None, None
             self.model_wrapped = self._student
-            self._log_parts.restart(0)
-            return super(DistillTrainer, self).train(checkpoint, *args, **kwargs)
+            output = train_once(checkpoint)
+            history.extend(self.state.log_history)
+            self.state.log_history = list(history)  # the Trainer begins a new one for each phase
+            return output
 
+        if not phases:
+            distillation.start()
+            return train_once(resume_from_checkpoint)
         return PhasedRun(self.args, self._student, distillation, phases).run(resume_from_checkpoint, train_phase)
 
     def _report_teacher(self) -> None:
         teacher = self.distillation.teacher if self.distillation is not None and self.distillation.needs_teacher else None
         if teacher is None or self.compute_metrics is None or self.eval_dataset is None or isinstance(self.eval_dataset, dict):
             return
-        score = teacher_score(teacher, self.get_eval_dataloader(), self.compute_metrics, self.accelerator, self.label_names)
-        if score and self.is_world_process_zero():
-            logger.info("The teacher's own score: %s", ", ".join(f"{name} {value:.4g}" for name, value in score.items()))
-        if score:
-            self.log(score)
+        if kind_of(self._student) != "sequence_classification" or self.args.batch_eval_metrics:
+            return  # elsewhere a script's metrics want more than logits
+        self._teacher_score = teacher_score(
+            teacher,
+            map(self._with_decoder_inputs, self.get_eval_dataloader()),
+            self.compute_metrics,
+            self.accelerator,
+            self.label_names,
+            self.preprocess_logits_for_metrics,
+        )
+        if self._teacher_score and self.is_world_process_zero():
+            logger.info("The teacher's own score: %s", ", ".join(f"{name} {value:.4g}" for name, value in self._teacher_score.items()))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's log, with each part of the loss beside the whole."""
         if "loss" in logs and self.distillation is not None:
             self._watch.check()
-            logs = {**logs, **self._log_parts.read(self.state.global_step, lambda t: self.accelerator.reduce(t, reduction="sum"))}
+            logs = {
+                **logs,
+                **self._teacher_score,
+                **self._log_parts.read(self.state.global_step, lambda t: self.accelerator.reduce(t, reduction="sum")),
+            }
+            self._teacher_score = {}  # once, in the first line of the history
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """The Trainer's checkpoint, and the projections beside it."""
         self._watch.check()
         super()._save_checkpoint(model, trial)
-        if self.distillation is not None and len(self.distillation.projections) and self.args.should_save:
+        if self.distillation is not None and len(self.distillation.projections):
             folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-            self.distillation.projections.save(folder)
+            self.distillation.projections.save(folder, write=self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The Trainer's resume, and the projections."""

@@ -13,7 +13,19 @@ from typing import Any
 from torch import Tensor
 
 # Tensors with one entry a token, by the names transformers gives them.
-SEQUENCE_KEYS = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids", "special_tokens_mask", "bbox"})
+SEQUENCE_KEYS = frozenset(
+    {
+        "input_ids",
+        "attention_mask",
+        "token_type_ids",
+        "position_ids",
+        "special_tokens_mask",
+        "bbox",
+        "global_attention_mask",
+        "p_mask",
+        "shift_labels",
+    }
+)
 
 
 def trim_padding(batch: Mapping[str, Any], *, pad_to_multiple_of: int | None = None, labels_are_sequences: bool = False) -> dict[str, Any]:
@@ -54,13 +66,15 @@ class TrimPaddingCollator:
     Args:
         collator: makes the batch.
         labels_are_sequences: see `trim_padding`.
+        pad_to_multiple_of: where the inner collator has none of its own.
     """
 
     collator: Callable[[list[Any]], Mapping[str, Any]]
     labels_are_sequences: bool = False
+    pad_to_multiple_of: int | None = None
 
     def __call__(self, examples: list[Any]) -> dict[str, Any]:
         """Collate, then trim; a `pad_to_multiple_of` of the inner collator is kept to."""
         batch = self.collator(examples)
-        multiple = getattr(self.collator, "pad_to_multiple_of", None)
+        multiple = getattr(self.collator, "pad_to_multiple_of", None) or self.pad_to_multiple_of
         return trim_padding(batch, pad_to_multiple_of=multiple, labels_are_sequences=self.labels_are_sequences)

@@ -294,7 +294,8 @@ def test_a_run_in_phases_resumes_in_its_phase(tmp_path: Path) -> None:
 
 def test_a_phase_without_losses_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LossError, match="intermediate phase"):
-        trained(tmp_path, [LogitsLoss()], compression=CompressionArguments(distill_phases="intermediate=1,prediction=1"))
+        flags = CompressionArguments(distill_phases="intermediate=1,prediction=1")
+        trained(tmp_path, [LogitsLoss()], compression=flags, max_steps=-1)
 
 
 def test_labels_alone_need_no_teacher(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trim_padding": {"errors"},
     "loss_log": {"errors", "signals"},
     "phases": {"arguments", "distillation", "errors", "layers"},
+    "run_checks": {"arguments", "errors"},
     "trainer": {
         "arguments",
         "callbacks",
@@ -54,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "loss_log",
         "losses",
         "phases",
+        "run_checks",
         "task",
         "teacher",
         "teacher_checks",

@@ -22,8 +22,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "attention mask": (
         "losses/attention_scores.py",
-        "visible = real[:, None, :].expand(-1, real.shape[-1], -1)",
-        "visible = torch.ones_like(real)[:, None, :].expand(-1, real.shape[-1], -1)",
+        "visible = real[:, None, :] & real[:, :, None]",
+        "visible = torch.ones_like(real)[:, None, :] & real[:, :, None]",
         "tests/losses/test_attention_scores.py::test_plain_loop_and_blind_to_padding",
     ),
     "T squared": (

@@ -18,7 +18,7 @@ SCRIPT = """
 import json, sys
 import torch
 from safetensors.torch import save_file
-from hf_compress import (AttentionScoresLoss, CompressionArguments, DistillTrainer, EmbeddingsLoss, HiddenStatesLoss, LabelsLoss, LogitsLoss)
+from hf_compress import CompressionArguments, DistillTrainer
 from tests.test_distill_trainer import NARROW, arguments, rows, student, teacher, every_loss
 from pathlib import Path
 

@@ -125,6 +125,23 @@ class LayerMap:
                 raise LayerMapError(f"The layer map pairs {student}:{teacher}, but the teacher has {teacher_layers} layers.")
 
 
+def map_between(
+    asked: LayerMap | str | None, student_layers: int, teacher_layers: int, kept: Sequence[int] | None = None, full_depth: int = 0
+) -> LayerMap:
+    """The map of one stack: the one that is asked for; else what dropping left, where it fits; else a uniform one.
+
+    `asked` may be a map or the text of a flag. `kept` is what dropping left of the student, counted in a model of `full_depth` layers:
+    it fits a teacher of that depth. The map is validated for both depths. Raises LayerMapError.
+    """
+    fits = kept is not None and len(kept) == student_layers and full_depth == teacher_layers
+    if isinstance(asked, str):
+        return LayerMap.parse(asked, student_layers, teacher_layers, kept if fits else None)
+    if asked is None:
+        asked = LayerMap.kept(kept) if kept is not None and fits else LayerMap.uniform(student_layers, teacher_layers)
+    asked.validate(student_layers, teacher_layers)
+    return asked
+
+
 def _check_depths(student_layers: int, teacher_layers: int, name: str) -> None:
     if student_layers < 1 or teacher_layers < 1:
         raise LayerMapError(

@@ -44,7 +44,7 @@ class AttentionScoresLoss(Loss):
 
     name: ClassVar[str] = "attention_scores"
     phase: ClassVar[Phase] = "intermediate"
-    layer_map: LayerMap | None = None
+    layer_map: LayerMap | str | None = None
     skip_heads: float | None = None
     stack: str | None = None
     required: bool = field(default=True, kw_only=True)
@@ -52,7 +52,7 @@ class AttentionScoresLoss(Loss):
     def __post_init__(self) -> None:
         if self.skip_heads is not None and not 0 < self.skip_heads < 1:
             raise LossError(f"skip_heads is {self.skip_heads}; it is a share of attention, between 0 and 1.")
-        if self.layer_map is not None and any(0 in pair for pair in self.layer_map.pairs):
+        if isinstance(self.layer_map, LayerMap) and any(0 in pair for pair in self.layer_map.pairs):
             raise LossError("Layer 0 is the embedding output: it has no attention. Number layers from 1.")
 
     def __str__(self) -> str:
@@ -78,8 +78,8 @@ class AttentionScoresLoss(Loss):
         resolved = []
         for name in stacks_in_both(self, student, teacher):
             ours, theirs = student.stacks[name], teacher.stacks[name]
-            layer_map = self.layer_map or LayerMap.uniform(ours.num_layers, theirs.num_layers)
-            layer_map.validate(ours.num_layers, theirs.num_layers)
+            # A flag's map serves the hidden states too; its pairs with layer 0, which has no attention, are theirs alone.
+            layer_map = LayerMap(tuple(pair for pair in ours.map_from(self.layer_map, theirs) if 0 not in pair))
             if ours.num_attention_heads != theirs.num_attention_heads:
                 pairs = ", ".join(f"{a}:{b}" for a, b in layer_map.pairs)
                 raise LossError(
@@ -106,7 +106,7 @@ class AttentionScoresLoss(Loss):
     def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Sum over layers and real queries."""
         real = batch.token_masks[self.stack or ""]  # (batch, tokens)
-        visible = real[:, None, :].expand(-1, real.shape[-1], -1)  # (batch, queries, keys)
+        visible = real[:, None, :] & real[:, :, None]  # (batch, queries, keys)
         if self.stack in batch.causal_stacks:
             visible = visible & torch.ones_like(visible[0]).tril()
         total = torch.zeros((), device=real.device)
@@ -135,5 +135,5 @@ class AttentionScoresLoss(Loss):
 
     @property
     def _pairs(self) -> tuple[tuple[int, int], ...]:
-        assert self.layer_map is not None, "resolve() comes first"
+        assert isinstance(self.layer_map, LayerMap), "resolve() comes first"
         return self.layer_map.pairs

@@ -12,12 +12,13 @@ from torch import Tensor
 from hf_compress.errors import LossError
 from hf_compress.layers.layer_map import LayerMap
 from hf_compress.losses.loss import Loss, Phase, Projection
-from hf_compress.losses.reduction import EXAMPLES, Batch, full_precision, masked_sum, tokens_of
+from hf_compress.losses.reduction import Batch, full_precision, masked_sum, rows_of, tokens_of
 from hf_compress.signals import HiddenState, Signals, SignalSpec
-from hf_compress.task import ModelShape
+from hf_compress.task import ModelShape, Stack
 
 HiddenStatesKind = Literal["mse", "cosine", "summary"]
 ProjectionChoice = Literal["shared", "per_layer", "none"]
+Pairs = Literal["all", "last", "all_but_last"]
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,12 @@ class HiddenStatesLoss(Loss):
     the saved student.
 
     Attributes:
-        layer_map: which teacher layer teaches which student layer; None is what dropping left, else a uniform map.
+        layer_map: which teacher layer teaches which student layer: a map, or its name as in `--distill_layer_map`; None is what
+            dropping left of the student, else a uniform map.
         kind: see above.
         projection: see above; "none" refuses models of different widths.
         stack: "encoder" or "decoder"; None is each stack the model has.
+        pairs: which of the map's pairs to compare: DistilBERT takes the last, PKD all others.
         weight: see `Loss`.
 
     Example:
@@ -48,10 +51,11 @@ class HiddenStatesLoss(Loss):
 
     name: ClassVar[str] = "hidden_states"
     phase: ClassVar[Phase] = "intermediate"
-    layer_map: LayerMap | None = None
+    layer_map: LayerMap | str | None = None
     kind: HiddenStatesKind = "mse"
     projection: ProjectionChoice = "shared"
     stack: str | None = None
+    pairs: Pairs = field(default="all", kw_only=True)
     widths: tuple[int, int] = field(default=(0, 0), kw_only=True)  # student's and teacher's, filled in by resolve()
 
     def __post_init__(self) -> None:
@@ -66,11 +70,15 @@ class HiddenStatesLoss(Loss):
 
     def resolve(self, student: ModelShape, teacher: ModelShape) -> tuple[Loss, ...]:
         """Choose stacks, fill in the layer map, and see whether a projection is needed."""
+        if student.main_input != "input_ids":
+            raise LossError(
+                f"{student.name} reads {student.main_input}, so there are no tokens to count, and {self.name} counts tokens. "
+                "Use the recipe logits, which counts examples."
+            )
         resolved = []
         for name in stacks_in_both(self, student, teacher):
             ours, theirs = student.stacks[name], teacher.stacks[name]
-            layer_map = self._map(ours.num_layers, theirs.num_layers)
-            layer_map.validate(ours.num_layers, theirs.num_layers)
+            layer_map = self._map(ours, theirs)
             widths = (ours.hidden_size, theirs.hidden_size)
             if widths[0] != widths[1] and self.projection == "none":
                 raise LossError(
@@ -80,13 +88,15 @@ class HiddenStatesLoss(Loss):
             resolved.append(replace(self, layer_map=layer_map, stack=name, widths=widths))
         return tuple(resolved)
 
-    def _map(self, num_student_layers: int, num_teacher_layers: int) -> LayerMap:
-        return self.layer_map or LayerMap.uniform(num_student_layers, num_teacher_layers)
+    def _map(self, student: Stack, teacher: Stack) -> LayerMap:
+        full = student.map_from(self.layer_map, teacher)
+        chosen = {"all": full.pairs, "last": full.pairs[-1:], "all_but_last": full.pairs[:-1] or full.pairs}[self.pairs]
+        return LayerMap(chosen)
 
     @property
     def unit(self) -> str:
-        """Real tokens; examples for the summary token."""
-        return EXAMPLES if self.kind == "summary" else tokens_of(self.stack or "")
+        """Real tokens; rows (each choice is one) for the summary token."""
+        return rows_of(self.stack or "") if self.kind == "summary" else tokens_of(self.stack or "")
 
     @property
     def projections(self) -> dict[str, Projection]:
@@ -110,6 +120,8 @@ class HiddenStatesLoss(Loss):
         for student_layer, teacher_layer in self._pairs:
             ours = full_precision(student.hidden_states[self._student_key(student_layer)])
             theirs = full_precision(teacher.hidden_states[HiddenState(self.stack or "", teacher_layer)])
+            # What stands at padding may be NaN, whose gradient would be NaN even behind a mask.
+            theirs = theirs.masked_fill(~mask[..., None], 0.0)
             if self.kind == "summary":
                 token = summary_index(mask, last=self.stack in batch.summary_last)
                 rows = torch.arange(len(token), device=token.device)
@@ -124,7 +136,7 @@ class HiddenStatesLoss(Loss):
 
     @property
     def _pairs(self) -> tuple[tuple[int, int], ...]:
-        assert self.layer_map is not None, "resolve() comes first"
+        assert isinstance(self.layer_map, LayerMap), "resolve() comes first"
         return self.layer_map.pairs
 
     def _projection_name(self, layer: int) -> str:
@@ -144,7 +156,7 @@ class EmbeddingsLoss(HiddenStatesLoss):
 
     name: ClassVar[str] = "embeddings"
 
-    def _map(self, num_student_layers: int, num_teacher_layers: int) -> LayerMap:
+    def _map(self, student: Stack, teacher: Stack) -> LayerMap:
         return LayerMap(((0, 0),))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from hf_compress.errors import LossError
@@ -56,4 +57,6 @@ class LabelsLoss(Loss):
 
     def of_mean(self, mean: Tensor, batch: Batch) -> Tensor:
         """The sum over labels, from their mean over this batch (a scalar)."""
-        return full_precision(mean) * batch.count(self.unit)
+        count = batch.count(self.unit)
+        # The mean over no labels is NaN; a micro-batch without labels adds nothing.
+        return torch.where(count > 0, full_precision(mean) * count, torch.zeros_like(count))

@@ -16,6 +16,13 @@ from hf_compress.signals import Signals, SignalSpec
 from hf_compress.task import Kind, ModelShape
 
 LogitsKind = Literal["kl", "soft_cross_entropy", "mse"]
+Outputs = Literal["classes", "several_labels", "numbers"]
+# What a config says of its head; where it says nothing, the labels tell.
+_PROBLEMS: dict[str | None, Outputs] = {
+    "single_label_classification": "classes",
+    "multi_label_classification": "several_labels",
+    "regression": "numbers",
+}
 _LANGUAGE_MODELS: tuple[Kind, ...] = ("causal_lm", "masked_lm", "seq2seq_lm")
 
 
@@ -50,6 +57,7 @@ class LogitsLoss(Loss):
     kind: LogitsKind = "kl"
     task: Kind = field(default="sequence_classification", kw_only=True)  # filled in by resolve()
     stack: str = field(default="", kw_only=True)
+    outputs: Outputs | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -67,7 +75,7 @@ class LogitsLoss(Loss):
                 f"The student is a {student.name} and the teacher a {teacher.name}: their predictions mean different things. "
                 "Load the teacher with the student's kind of head, or leave the logits out (--distill_weights logits=0)."
             )
-        return (replace(self, task=student.kind, stack=tuple(student.stacks)[-1]),)
+        return (replace(self, task=student.kind, stack=tuple(student.stacks)[-1], outputs=_PROBLEMS.get(student.problem_type)),)
 
     @property
     def unit(self) -> str:
@@ -97,6 +105,11 @@ class LogitsLoss(Loss):
             return masked_sum(values, batch.label_mask)
         if self.task in _LANGUAGE_MODELS:
             return masked_sum(values, batch.token_masks[self.stack])
+        if values.dim() != 1:
+            raise LossError(
+                f"The logits are {tuple(student.logits['logits'].shape)}, from a head of kind {self.task!r}: which of them are padding "
+                "is not known. Compare hidden states instead (--distill_weights logits=0,hidden_states=10)."
+            )
         return values.sum()
 
     def _values(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
@@ -105,11 +118,19 @@ class LogitsLoss(Loss):
             raise LossError(
                 f"The student's logits are {tuple(student.shape)} and the teacher's {tuple(teacher.shape)}: other labels or another length."
             )
-        if self.kind == "mse" or student.shape[-1] == 1:
+        outputs = self.outputs or self._outputs_of(student, batch)
+        if self.kind == "mse" or outputs == "numbers":
             return (student - teacher).pow(2).mean(-1)
-        if self.task == "sequence_classification" and batch.labels is not None and batch.labels.is_floating_point():
+        if outputs == "several_labels":
             return self._several_labels(student / self.temperature, teacher / self.temperature)
         return self._classes(student / self.temperature, teacher / self.temperature)
+
+    def _outputs_of(self, logits: Tensor, batch: Batch) -> Outputs:
+        if self.task != "sequence_classification":
+            return "classes"
+        if logits.shape[-1] == 1:
+            return "numbers"
+        return "several_labels" if batch.labels is not None and batch.labels.is_floating_point() else "classes"
 
     def _classes(self, student: Tensor, teacher: Tensor) -> Tensor:
         log_student = F.log_softmax(student, -1)
@@ -130,6 +151,6 @@ class LogitsLoss(Loss):
         if self.kind == "mse":
             zero = torch.zeros((), device=student.device, dtype=student.dtype)
             return torch.where(mask, (student - teacher).pow(2), zero).sum(-1) / mask.sum(-1)
-        lowest = torch.finfo(torch.float32).min / self.temperature**2 / 4  # no infinity: 0 * inf is NaN
+        lowest = torch.finfo(torch.float32).min / max(1.0, self.temperature**2) / 4  # no infinity: 0 * inf is NaN
         far = torch.full((), lowest, device=student.device, dtype=student.dtype)
         return self._classes(torch.where(mask, student / self.temperature, far), torch.where(mask, teacher / self.temperature, far))

@@ -4,7 +4,8 @@ A loss is a sum over units (examples, real tokens, labels) divided by how many u
 on all its processes. A mean of means would weigh an example by how full its micro-batch happens to be; this way 1 x 16, 2 x 8 on two
 processes and 2 x 8 accumulated give the same gradient.
 
-A unit is named by a string: "examples", "labels", or "tokens.STACK" for the real tokens of that stack of layers.
+A unit is named by a string: "examples", "labels", "tokens.STACK" for the real tokens of that stack of layers, or "rows.STACK" for its
+rows, which are the examples, or each of their choices in multiple choice.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ IGNORED_LABEL = -100
 def tokens_of(stack: str) -> str:
     """The unit "real tokens of this stack"."""
     return f"tokens.{stack}"
+
+
+def rows_of(stack: str) -> str:
+    """The unit "rows of this stack": examples, or choices of examples."""
+    return f"rows.{stack}"
 
 
 @dataclass(frozen=True)
@@ -61,13 +67,14 @@ class Batch:
             if self.label_mask is None:
                 raise DataError("A loss needs labels, but the batch has none. Name the label column label, labels or in --label_names.")
             return self.label_mask.sum().float()
-        stack = unit.removeprefix("tokens.")
+        kind, _, stack = unit.partition(".")
         if stack not in self.token_masks:
             raise DataError(
                 f"A loss counts the real tokens of the {stack}, but the batch has neither attention_mask nor input_ids for it. "
                 "Use the logits losses, which count examples."
             )
-        return self.token_masks[stack].sum().float()
+        mask = self.token_masks[stack]
+        return torch.full((), float(len(mask)), device=self.device) if kind == "rows" else mask.sum().float()
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,8 @@ class BatchReader:
         separator_ids: token ids that count as separators.
         causal_stacks: the stacks in which a token sees no later one.
         summary_last: the stacks whose last real token sums an example up: causal ones, and XLNet's.
+        label_name: the column that holds the labels.
+        needs_tokens: whether a loss looks at tokens; if not, padding need not be told from text.
     """
 
     kind: Kind
@@ -90,6 +99,8 @@ class BatchReader:
     separator_ids: tuple[int, ...] = ()
     causal_stacks: frozenset[str] = frozenset()
     summary_last: frozenset[str] = frozenset()
+    label_name: str = "labels"
+    needs_tokens: bool = True
 
     def read(self, inputs: Mapping[str, Any]) -> Batch:
         """Read masks and labels; nothing is copied from the device.
@@ -103,11 +114,11 @@ class BatchReader:
         leading = tensors.get("input_ids", next(iter(tensors.values())))
         masks: dict[str, Tensor] = {}
         first, *rest = self.stacks
-        if (mask := self._input_mask(tensors)) is not None:
+        if self.needs_tokens and (mask := self._input_mask(tensors)) is not None:
             masks[first] = mask.reshape(-1, mask.shape[-1])
-        labels = tensors.get("labels")
-        for stack in rest:  # the decoder of an encoder-decoder model
-            if (decoder := self._decoder_mask(tensors)) is not None:
+        labels = tensors.get(self.label_name)
+        for stack in rest if self.needs_tokens else ():  # the decoder of an encoder-decoder model
+            if (decoder := self._decoder_mask(tensors, masks.get(first))) is not None:
                 masks[stack] = decoder
         separators = None
         if self.separator_ids and "input_ids" in tensors:
@@ -144,11 +155,13 @@ class BatchReader:
             )
         return ids != self.pad_token_id
 
-    def _decoder_mask(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    def _decoder_mask(self, tensors: Mapping[str, Tensor], inputs: Tensor | None) -> Tensor | None:
         if "decoder_attention_mask" in tensors:
             return tensors["decoder_attention_mask"].bool()
-        if self.kind == "seq2seq_lm" and "labels" in tensors:
-            return tensors["labels"] != IGNORED_LABEL
+        if self.kind == "seq2seq_lm" and self.label_name in tensors:
+            return tensors[self.label_name] != IGNORED_LABEL
+        if "decoder_input_ids" not in tensors:
+            return inputs  # a classifier's decoder reads the input once more
         if "decoder_input_ids" in tensors and self.pad_token_id is not None:
             ids = tensors["decoder_input_ids"]
             real = ids != self.pad_token_id
@@ -160,7 +173,7 @@ class BatchReader:
         if self.kind == "question_answering":
             start = tensors.get("start_positions")
             return None if start is None else torch.ones(num_examples, dtype=torch.bool, device=start.device)
-        labels = tensors.get("labels")
+        labels = tensors.get(self.label_name)
         if labels is None:
             return None
         if self.kind == "causal_lm":
@@ -174,7 +187,8 @@ def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     """Sum `values` where `mask` is True.
 
     Args:
-        values: (batch, tokens); what stands at padding may be anything, NaN too: it is replaced, not multiplied by 0.
+        values: (batch, tokens); what stands at padding may be anything: it is replaced, not multiplied by 0. (Where it may be NaN, mask
+            what it was computed from as well: the gradient of a NaN is NaN.)
         mask: (batch, tokens) bool.
     """
     return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device)).sum()
