@@ -7,6 +7,7 @@ means ((5, 6, 7, 8), {"labels": 0.5, "logits": 1.0}). None means "not given": wh
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
@@ -125,6 +126,7 @@ class CompressionArguments:
     def __post_init__(self) -> None:
         self._fill_from_file()
         self._check_choices()
+        self._check_teacher()
         self._check_numbers()
         self._check_layer_drop()
         for parsed in ("kept", "dropped", "frozen", "weights", "phases", "layer_map"):
@@ -239,6 +241,12 @@ class CompressionArguments:
                 one_of(value, known, flag=flag)
         if self.trim_padding is not None and not isinstance(self.trim_padding, bool):
             raise ArgumentError(f"--trim_padding is {self.trim_padding!r}; expected true or false.")
+
+    def _check_teacher(self) -> None:
+        """Refuse a path that leads nowhere; a name on the Hub is looked up later."""
+        path = self.teacher_model_name_or_path
+        if path is not None and path.startswith(("/", "./", "../", "~")) and not os.path.isdir(os.path.expanduser(path)):
+            raise ArgumentError(f"--teacher_model_name_or_path {path}: there is no such folder. Give the folder of a fine-tuned model.")
 
     def _check_numbers(self) -> None:
         """Turn what a file gave into numbers, and refuse those out of range."""

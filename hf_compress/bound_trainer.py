@@ -54,6 +54,11 @@ def trainer_of(compression: CompressionArguments) -> BoundTrainer:
         ArgumentError: no such class, or one that cannot do what the flags ask for.
     """
     base = transformers.Trainer if compression.trainer_class is None else find_trainer(compression.trainer_class)
+    if compression.trainer_class in OWN_TRAINERS and compression.teacher_model_name_or_path is None:
+        raise ArgumentError(
+            f"--trainer_class {compression.trainer_class} needs a teacher: --teacher_model_name_or_path with a fine-tuned model. "
+            "To drop layers without distilling, leave --trainer_class out."
+        )
     if hasattr(base, "compression"):  # DistillTrainer and its kin read the flags themselves
         return _bound(base, {"compression": compression}, compression=None)
     if compression.distillation_flags:

@@ -85,8 +85,14 @@ def label_order(student: nn.Module, teacher: nn.Module) -> tuple[int, ...] | Non
 
 
 def _labels(model: nn.Module) -> list[str]:
-    names: dict[Any, str] = dict(pretrained_model(model).config.id2label or {})
-    return [str(names[index]) for index in sorted(names)]
+    config = pretrained_model(model).config
+    names: dict[Any, str] = dict(config.id2label or {})
+    labels = [str(names[index]) for index in sorted(names)]
+    # Scripts such as run_glue.py put the names they find into label2id alone.
+    by_id = {int(index): str(name) for name, index in (config.label2id or {}).items()}
+    if _made_up([label.lower() for label in labels]) and sorted(by_id) == list(range(len(labels))):
+        labels = [by_id[index] for index in range(len(labels))]
+    return labels
 
 
 def _made_up(names: list[str]) -> bool:

@@ -21,7 +21,7 @@ from hf_compress.arguments import CompressionArguments
 from hf_compress.callbacks import LayerDropCallback, offer_examples
 from hf_compress.distillation import Distillation
 from hf_compress.errors import LossError, TeacherError
-from hf_compress.layers.stack import unwrap
+from hf_compress.layers.stack import pretrained_model, unwrap
 from hf_compress.loss_log import FiniteWatch, LossLog
 from hf_compress.losses.logits import LogitsLoss
 from hf_compress.losses.loss import Loss
@@ -314,6 +314,13 @@ class DistillTrainer(Trainer):
             self.label_names,
             self.preprocess_logits_for_metrics,
         )
+        accuracy, chance = self._teacher_score.get("teacher_accuracy", 1.0), 1 / max(2, pretrained_model(self._student).config.num_labels)
+        if accuracy < chance:
+            logger.warning(
+                "The teacher is right in %.1f%% of the cases, less than chance: its labels may stand in another order than the data's. "
+                "Look at id2label in both configs.",
+                100 * accuracy,
+            )
         if self._teacher_score and self.is_world_process_zero():
             logger.info("The teacher's own score: %s", ", ".join(f"{name} {value:.4g}" for name, value in self._teacher_score.items()))
 

@@ -73,9 +73,10 @@ def _line(axes: Axes, row: Row) -> None:
     axes.axhline(row.accuracy, color=FAINT, linestyle=(0, (2, 3)), linewidth=1)
     axes.annotate(
         f"{row.name}, {100 * row.accuracy:.1f}%",
-        (0.005, row.accuracy),
+        (0.995, row.accuracy),
         xycoords=("axes fraction", "data"),
         xytext=(0, 4),
+        ha="right",
         textcoords="offset points",
         color=FAINT,
         fontsize=9,
@@ -101,15 +102,15 @@ def _beside(axes: Axes, row: Row, text: str, colour: str, *, upper: bool | None)
     )
 
 
-def _below(axes: Axes, row: Row) -> None:
-    """What it is, and how long it takes, under the lowest point of a model."""
+def _above(axes: Axes, row: Row) -> None:
+    """What it is, and how long it takes, over the highest point of a model: the dotted lines lie below."""
     axes.annotate(
         f"{row.name}\n{_time(row)}",
         (row.parameters, row.accuracy),
-        xytext=(0, -13),
+        xytext=(0, 11),
         textcoords="offset points",
         ha="center",
-        va="top",
+        va="bottom",
         color=INK,
         fontsize=9,
         zorder=4,
@@ -134,4 +135,4 @@ def _student(axes: Axes, runs: dict[Training, Row]) -> None:
     for row, upper, words in ((labels, not better, "labels only"), (distilled, better, "distilled")):
         _point(axes, row, COLOURS[row.training])
         _beside(axes, row, f"{words} {100 * row.accuracy:.1f}%", COLOURS[row.training], upper=upper)
-    _below(axes, labels if better else distilled)
+    _above(axes, distilled if better else labels)
