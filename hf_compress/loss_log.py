@@ -56,8 +56,12 @@ class FiniteWatch:
         """Look at a batch's signals; a sum is finite only where all its terms are."""
         # Attention scores are the largest tensors of a step, and what is wrong in them is wrong in all that follows.
         light = Signals(signals.logits, signals.hidden_states)
+        deepest = max((key.layer for key in signals.hidden_states), default=0)
+        shallow = {key.name.rstrip(".") for key in signals.hidden_states if key.layer < deepest}
         for name, tensor in (light.named_tensors() or signals.named_tensors()).items():
-            bad = ~torch.isfinite(tensor.sum(dtype=torch.float32))
+            # In all but the deepest state the first token is enough: attention carries a NaN on to every token of the next layer.
+            looked_at = tensor[:, 0] if name in shallow else tensor
+            bad = ~torch.isfinite(looked_at.sum(dtype=torch.float32))
             seen = self._first_bad.get(name)
             seen = torch.full((), -1, device=tensor.device) if seen is None else seen
             self._first_bad[name] = torch.where(bad & (seen < 0), step, seen)

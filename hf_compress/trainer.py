@@ -314,7 +314,10 @@ class DistillTrainer(Trainer):
             self.label_names,
             self.preprocess_logits_for_metrics,
         )
-        accuracy, chance = self._teacher_score.get("teacher_accuracy", 1.0), 1 / max(2, pretrained_model(self._student).config.num_labels)
+        accuracy, chance = (
+            self._teacher_score.get("teacher_accuracy", 1.0),
+            1 / max(2, pretrained_model(self._student).config.num_labels or 0),
+        )
         if accuracy < chance:
             logger.warning(
                 "The teacher is right in %.1f%% of the cases, less than chance: its labels may stand in another order than the data's. "

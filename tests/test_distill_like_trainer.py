@@ -1,4 +1,4 @@
-"""Where nothing is distilled, DistillTrainer is transformers' Trainer to the bit; and what users pass to a Trainer reaches the right place."""
+"""Where nothing is distilled, DistillTrainer is transformers' Trainer; and what users pass to a Trainer reaches the right place."""
 
 from __future__ import annotations
 
@@ -109,7 +109,9 @@ def test_resuming_is_exact_with_momentum_schedule_and_dropout(tmp_path: Path) ->
 def test_the_map_of_a_dropped_student_is_what_dropping_left(tmp_path: Path) -> None:
     model = tiny_model("bert", num_layers=4, seed=2)
     drop_layers(model, layers_to_drop=[3])
-    trainer = DistillTrainer(model, arguments(tmp_path), teacher=teacher(), losses=[HiddenStatesLoss(), AttentionScoresLoss()], train_dataset=rows())
+    trainer = DistillTrainer(
+        model, arguments(tmp_path), teacher=teacher(), losses=[HiddenStatesLoss(), AttentionScoresLoss()], train_dataset=rows()
+    )
     assert trainer.distillation is not None
     assert [str(loss.layer_map) for loss in trainer.distillation.losses] == ["1:1,2:2,3:4"] * 2
 

@@ -145,7 +145,7 @@ def test_a_script_distils_with_another_trainer(tmp_path: Path, teacher: str, nam
 
 
 def test_seq2seq_distill_trainer_takes_seq2seq_trainers_place(tmp_path: Path) -> None:
-    bound = trainer_of(CompressionArguments(trainer_class="Seq2SeqDistillTrainer"))
+    bound = trainer_of(CompressionArguments(trainer_class="Seq2SeqDistillTrainer", teacher_model_name_or_path="teacher"))
     with installed(bound):
         assert transformers.Seq2SeqTrainer is bound.trainer_class
         assert transformers.Trainer is bound.trainer_class
@@ -181,8 +181,10 @@ def test_the_bound_class_shows_the_trainers_own_signature() -> None:
 
 
 def test_two_runs_do_not_meet() -> None:
-    first = trainer_of(CompressionArguments(trainer_class="DistillTrainer", layer_drop_strategy="top")).trainer_class
-    second = trainer_of(CompressionArguments(trainer_class="DistillTrainer")).trainer_class
+    first = trainer_of(
+        CompressionArguments(trainer_class="DistillTrainer", teacher_model_name_or_path="teacher", layer_drop_strategy="top")
+    ).trainer_class
+    second = trainer_of(CompressionArguments(trainer_class="DistillTrainer", teacher_model_name_or_path="teacher")).trainer_class
     assert vars(first)["compression"].strategy == "top"
     assert vars(second)["compression"].strategy is None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_compress.errors import LossError
 from hf_compress.layers.layer_map import LayerMap
 from hf_compress.losses.loss import Loss, Phase, Projection
-from hf_compress.losses.reduction import Batch, full_precision, masked_sum, rows_of, tokens_of
+from hf_compress.losses.reduction import Batch, full_precision, masked_sum, rows_of, squared_error, tokens_of
 from hf_compress.signals import HiddenState, Signals, SignalSpec
 from hf_compress.task import ModelShape, Stack
 
@@ -120,18 +120,16 @@ class HiddenStatesLoss(Loss):
         for student_layer, teacher_layer in self._pairs:
             ours = full_precision(student.hidden_states[self._student_key(student_layer)])
             theirs = full_precision(teacher.hidden_states[HiddenState(self.stack or "", teacher_layer)])
-            # What stands at padding may be NaN, whose gradient would be NaN even behind a mask.
-            theirs = theirs.masked_fill(~mask[..., None], 0.0)
             if self.kind == "summary":
                 token = summary_index(mask, last=self.stack in batch.summary_last)
                 rows = torch.arange(len(token), device=token.device)
                 difference = F.normalize(ours[rows, token], dim=-1) - F.normalize(theirs[rows, token], dim=-1)
                 total = total + difference.pow(2).sum()
             elif self.kind == "cosine":
+                theirs = theirs.masked_fill(~mask[..., None], 0.0)  # a NaN there would make the gradient NaN even behind a mask
                 total = total + masked_sum(1 - F.cosine_similarity(ours, theirs, dim=-1), mask)
             else:
-                # mse_loss in place of subtracting and squaring: a pass less over the largest tensors of the step
-                total = total + masked_sum(F.mse_loss(ours, theirs, reduction="none").sum(-1), mask) / ours.shape[-1]
+                total = total + squared_error(ours, theirs, mask) / ours.shape[-1]
         return total
 
     @property

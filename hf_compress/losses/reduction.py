@@ -10,7 +10,7 @@ rows, which are the examples, or each of their choices in multiple choice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -197,3 +197,35 @@ def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
 def full_precision(values: Tensor) -> Tensor:
     """Half precision as float32, since squares and sums of it overflow; float32 and float64 as they are."""
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+class _SquaredError(torch.autograd.Function):
+    """Half the passes over the largest tensors of a step that subtracting, squaring, masking and summing one by one would take."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+        # Replaced, not multiplied by 0: the teacher may show NaN at padding.
+        difference = (student - teacher).masked_fill_(~mask[..., None], 0.0)
+        ctx.save_for_backward(difference)
+        flat = difference.reshape(-1)
+        return flat.dot(flat)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (difference,) = ctx.saved_tensors
+        return difference * (2 * gradient), None, None
+
+
+def squared_error(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Sum of (student - teacher)^2 over real tokens and all dimensions.
+
+    Args:
+        student, teacher: (batch, tokens, hidden); the teacher's has no gradient.
+        mask: (batch, tokens) bool, True where a token is real.
+
+    Returns:
+        A scalar.
+    """
+    apply: Callable[..., Tensor] = _SquaredError.apply
+    return apply(student, teacher.detach(), mask)

@@ -55,8 +55,8 @@ HEADINGS = ("model", "learnt from", "parameters", "MB", "ms an example", "traini
 
 def rich_table(rows: Sequence[Row], *, title: str) -> Table:
     """The table for a terminal; distilled rows stand out."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for index, heading in enumerate(("model", "learnt from", "params", "MB", "ms", "train s", "right", "of teacher")):  # in 80 columns
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    for index, heading in enumerate(("model", "learnt", "params", "MB", "ms", "train s", "right", "kept")):  # in 80 columns
         table.add_column(heading, justify="left" if index < 2 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row.cells(), style="bold green" if row.training == "distilled" else "")
