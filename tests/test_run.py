@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import importlib
 import logging
 import os
 import subprocess
@@ -32,7 +33,7 @@ TOP = ("--layer_drop_strategy", "top", "--num_layers_to_drop", "2")
 def nothing_is_left_behind() -> Iterator[None]:
     """Whatever a run does, the process is afterwards what it was."""
     trainer, argv, path = transformers.Trainer, sys.argv, list(sys.path)
-    seq2seq = sys.modules.get("transformers.trainer_seq2seq")
+    seq2seq = importlib.import_module("transformers.trainer_seq2seq")  # as for one who has used it before
     handlers = list(logging.getLogger("hf_compress").handlers)
     yield
     assert transformers.Trainer is trainer
