@@ -104,8 +104,8 @@ case_ help 0 "flags of $RUN_GLUE" run "$RUN_GLUE" --help
 case_ typo_in_flag 1 "did you mean --layer_drop_strategy" run "$RUN_GLUE" "${train[@]}" --layer_drop_stratgy top
 case_ typo_in_value 2 "Did you mean 'top'?" run "$RUN_GLUE" "${train[@]}" --layer_drop_strategy tpo
 case_ no_such_script 2 "There is no script" run "${RUN_GLUE}x" "${train[@]}" --layer_drop_strategy top
-case_ no_teacher 2 "has no teacher" run "$RUN_GLUE" "${train[@]}" --trainer_class DistillTrainer
-case_ no_such_teacher 2 "cannot be loaded" run "$RUN_GLUE" "${train[@]}" --trainer_class DistillTrainer \
+case_ no_teacher 2 "needs a teacher" run "$RUN_GLUE" "${train[@]}" --trainer_class DistillTrainer
+case_ no_such_teacher 2 "no such folder" run "$RUN_GLUE" "${train[@]}" --trainer_class DistillTrainer \
   --teacher_model_name_or_path "$OUT/nowhere"
 case_ teacher_alone 2 "add --trainer_class DistillTrainer" run "$RUN_GLUE" "${train[@]}" --teacher_model_name_or_path "$TEACHER"
 exit $failed

@@ -36,6 +36,8 @@ LAYER_MAP = LayerMap.uniform(4, 12)
 TEACHER_FORWARD, STUDENT_STEP = "teacher's forward", "student's step alone"
 OURS, TEXTBREWER = "hidden states (this package)", "hidden states (TextBrewer)"
 
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(8 * 10**9), "MALLOC_MMAP_THRESHOLD_": str(8 * 10**9)}
+
 Work = Callable[[Callable[[], None]], None]
 
 
@@ -218,8 +220,11 @@ def main() -> int:
     parser.add_argument("--textbrewer", nargs="?", const="", metavar="FOLDER", help="compare with TextBrewer; FOLDER holds its package")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu, with --threads 1, on a machine that is busy")
+    parser.add_argument("--keep-memory", action="store_true", help="let glibc keep freed memory instead of giving it back to the system")
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
+    if options.keep_memory and not KEEP_MEMORY.items() <= os.environ.items():  # glibc reads them when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
     torch.set_num_threads(options.threads)
 
     facts = {**machine(), "threads": options.threads, "clock": options.clock}
