@@ -24,6 +24,7 @@ from hf_compress.losses.labels import LabelsLoss
 from hf_compress.losses.logits import LogitsLoss
 from hf_compress.losses.loss import Loss
 from hf_compress.projections import FILE_NAME
+from hf_compress.teacher_checks import label_order
 from hf_compress.trainer import DistillTrainer
 from tests.tiny_models import tiny_model
 
@@ -452,6 +453,13 @@ def test_labels_in_another_order_are_put_right(tmp_path: Path) -> None:
         losses.append(trainer.state.log_history[0]["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0] > 1e-4
+
+
+def test_names_that_stand_in_label2id_alone_count() -> None:
+    pupil, guide = student(), tiny_model("bert", **named(["no", "yes"]))
+    pupil.config.label2id = {"yes": 0, "no": 1}  # as run_glue.py leaves it: id2label still says LABEL_0, LABEL_1
+    assert pupil.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+    assert label_order(pupil, guide) == (1, 0)
 
 
 def test_student_and_teacher_must_be_two_models(tmp_path: Path) -> None:

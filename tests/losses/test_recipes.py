@@ -28,6 +28,22 @@ def test_the_recipes_of_the_papers() -> None:
     assert weights_of("layerwise") == {"logits": 1.0, "hidden_states": 10.0, "attention_scores": 1.0}
 
 
+@pytest.mark.parametrize(("recipe", "pairs"), [("distilbert", "3:9"), ("pkd", "1:3,2:6"), ("tinybert", "1:3,2:6,3:9")])
+def test_which_layers_a_paper_compares(recipe: str, pairs: str) -> None:
+    def shape(layers: int) -> ModelShape:
+        return ModelShape("Model", "sequence_classification", {"layers": Stack(layers, 12, 2)})
+
+    (states,) = [loss for loss in losses_of(recipe) if type(loss) is HiddenStatesLoss]
+    (resolved,) = states.resolve(shape(3), shape(9))
+    assert isinstance(resolved, HiddenStatesLoss)
+    assert str(resolved.layer_map) == pairs
+
+
+def test_a_setting_that_no_loss_uses_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="--distill_layer_map would have no effect: the losses are logits, labels"):
+        losses_of("logits", layer_map="top")
+
+
 def test_flags_and_recipes_know_the_same_names() -> None:
     assert set(get_args(RecipeName)) == set(RECIPES)
     assert DEFAULT_RECIPE in RECIPES
