@@ -32,6 +32,8 @@ trainer.train()
 if trainer.is_world_process_zero():
     save_file({name: p.detach().clone() for name, p in trainer.model.named_parameters()}, folder / "weights.safetensors")
     (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()  # gloo's threads may abort a process that leaves without
 """
 
 

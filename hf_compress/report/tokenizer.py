@@ -14,7 +14,7 @@ from hf_compress.report.corpus import Example
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 
 
-def train_tokenizer(examples: Sequence[Example], *, vocab_size: int = 256, max_length: int = 64) -> PreTrainedTokenizerFast:
+def train_tokenizer(examples: Sequence[Example], *, vocab_size: int = 1000, max_length: int = 64) -> PreTrainedTokenizerFast:
     """Train word pieces on both sentences, with BERT's format: [CLS] review [SEP] reply [SEP].
 
     Args:
@@ -29,9 +29,12 @@ def train_tokenizer(examples: Sequence[Example], *, vocab_size: int = 256, max_l
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS.values()), continuing_subword_prefix="##", show_progress=False
     )
-    tokenizer.train_from_iterator((text for example in examples for text in (example.review, example.reply)), trainer)
-    # The trainer numbers pieces in an order of its own that differs from run to run; the same corpus is to give the same ids.
-    pieces = [*SPECIAL_TOKENS.values(), *sorted(tokenizer.get_vocab().keys() - set(SPECIAL_TOKENS.values()))]
+    texts = [text for example in examples for text in (example.review, example.reply)]
+    tokenizer.train_from_iterator(texts, trainer)
+    # The trainer breaks ties in an order that differs from run to run. The letters, and the pieces that the corpus ends up with, do not.
+    used = {piece for encoding in tokenizer.encode_batch(texts) for piece in encoding.tokens}
+    letters = {piece for piece in tokenizer.get_vocab() if len(piece.removeprefix("##")) == 1}
+    pieces = [*SPECIAL_TOKENS.values(), *sorted((used | letters) - set(SPECIAL_TOKENS.values()))]
     tokenizer.model = models.WordPiece({piece: number for number, piece in enumerate(pieces)}, unk_token="[UNK]")
     special = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(
