@@ -52,15 +52,24 @@ class DropArguments(Protocol):
     freeze_embeddings: bool
 
     @property
-    def strategy(self) -> LayerDropStrategy | None: ...  # noqa: D102
+    def strategy(self) -> LayerDropStrategy | None:
+        """The strategy, or None."""
+
     @property
-    def dropped(self) -> tuple[int, ...] | None: ...  # noqa: D102
+    def dropped(self) -> tuple[int, ...] | None:
+        """The layers named to be dropped."""
+
     @property
-    def kept(self) -> tuple[int, ...] | None: ...  # noqa: D102
+    def kept(self) -> tuple[int, ...] | None:
+        """The layers named to be kept."""
+
     @property
-    def stack(self) -> str | None: ...  # noqa: D102
+    def stack(self) -> str | None:
+        """The stack that loses layers; None for all."""
+
     @property
-    def frozen(self) -> tuple[int, ...]: ...  # noqa: D102
+    def frozen(self) -> tuple[int, ...]:
+        """The layers not to be trained."""
 
 
 class LayerDropCallback(TrainerCallback, ExportableState):

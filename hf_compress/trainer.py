@@ -82,6 +82,7 @@ class DistillTrainer(Trainer):
         self._student_columns: frozenset[str] | None = None
         self._counts: Tensor | None = None
         self._own_loss_ran = False
+        self._loaded_teacher: PreTrainedModel | None = None
         callbacks = list(kwargs.pop("callbacks", None) or [])
         if self.compression.wants_layer_drop or self.compression.wants_freezing:
             callbacks.append(LayerDropCallback.from_arguments(self.compression))
@@ -113,8 +114,9 @@ class DistillTrainer(Trainer):
                 "To drop layers without distilling, leave --trainer_class out."
             )
         check_flags(flags, losses_given=self._losses is not None, teacher_given=path is None)
-        model = load_teacher(path, kind_of(student), revision=flags.teacher_revision, dtype=flags.teacher_dtype) if path else self._teacher
-        self._teacher_model = model
+        if path is not None and self._loaded_teacher is None:  # once, also where model_init builds many students
+            self._loaded_teacher = load_teacher(path, kind_of(student), revision=flags.teacher_revision, dtype=flags.teacher_dtype)
+        model = self._loaded_teacher if path is not None else self._teacher
         losses = self._losses
         if losses is None:
             losses = losses_of(
