@@ -32,8 +32,10 @@ drop() {
             train "drop-$strategy-$task" "$task" "$MODEL" --layer_drop_strategy "$strategy" $plain
         done
     done
-    # shellcheck disable=SC2086
-    train drop-top-from-teacher-mrpc mrpc "$OUT/teacher-mrpc" --layer_drop_strategy top $plain
+    for task in $TASKS; do
+        # shellcheck disable=SC2086
+        train "drop-top-from-teacher-$task" "$task" "$OUT/teacher-$task" --layer_drop_strategy top $plain
+    done
 }
 
 distil() {
@@ -50,11 +52,13 @@ distil() {
     done
 }
 
-recipes() {
-    for task in $TASKS; do
-        for recipe in layerwise logits distilbert tinybert pkd; do
-            train "recipe-$recipe-$task" "$task" "$OUT/student4-$task" --trainer_class DistillTrainer --distill_recipe "$recipe" \
-                --teacher_model_name_or_path "$OUT/teacher-$task" --learning_rate 1e-4 --num_train_epochs 3 --seed 42
+recipes() { # the default recipe, layerwise, is distil's row of four layers
+    for seed in $SEEDS; do
+        for task in $TASKS; do
+            for recipe in logits distilbert tinybert pkd; do
+                train "recipe-$recipe-$seed-$task" "$task" "$OUT/student4-$task" --trainer_class DistillTrainer --distill_recipe "$recipe" \
+                    --teacher_model_name_or_path "$OUT/teacher-$task" --learning_rate 1e-4 --num_train_epochs 3 --seed "$seed"
+            done
         done
     done
 }

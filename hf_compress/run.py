@@ -13,6 +13,7 @@ The script's own errors and exit code pass through. An error of hf_compress is o
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import runpy
@@ -90,6 +91,7 @@ def run_script(request: ScriptRequest) -> None:
         except Exception:
             _hint(request)
             raise
+        _leave_process_group()
     if bound is not None and not bound.constructed:
         flags = ", ".join(f"--{name}" for name in request.given)
         raise ScriptError(
@@ -102,6 +104,17 @@ def _hint(request: ScriptRequest) -> None:
     """After the script failed: say which of its arguments look like misspelt flags of ours."""
     for hint in misspelt_flags(request):
         print(f"hf-compress: note: {hint}", file=sys.stderr)
+
+
+def _leave_process_group() -> None:
+    """Free what the script left (its Trainer, with DDP's reducer) and end the process group, if there is one.
+
+    At Python's shutdown a thread of gloo that still frees tensors would abort the process, and the launcher would call a run that was well failed.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        gc.collect()
+        distributed.destroy_process_group()
 
 
 @contextmanager

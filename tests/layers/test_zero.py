@@ -15,7 +15,7 @@ from hf_compress.layers.drop import drop_layers
 from tests.tiny_models import tiny_batch, tiny_model
 
 SCRIPT = """
-import json, sys
+import json, os, sys
 import deepspeed, torch
 from transformers import AutoModelForSequenceClassification
 from transformers.integrations import HfDeepSpeedConfig
@@ -36,6 +36,7 @@ if torch.distributed.get_rank() == 0:
     stack = drop.stacks["layers"]
     with open(f"{folder}/result.json", "w") as file:
         json.dump({"kept": stack.kept, "similarities": stack.similarities, "logits": logits}, file)
+os._exit(0)  # without Python's shutdown, in which a gloo thread may abort the process
 """
 
 
