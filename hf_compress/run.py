@@ -109,7 +109,8 @@ def _hint(request: ScriptRequest) -> None:
 def _leave_process_group() -> None:
     """Free what the script left (its Trainer, with DDP's reducer) and end the process group, if there is one.
 
-    At Python's shutdown a thread of gloo that still frees tensors would abort the process, and the launcher would call a run that was well failed.
+    At Python's shutdown a thread of gloo that still frees tensors may abort the process, and the launcher then calls a run failed that
+    was not.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():

@@ -33,7 +33,7 @@ if trainer.is_world_process_zero():
     save_file({name: p.detach().clone() for name, p in trainer.model.named_parameters()}, folder / "weights.safetensors")
     (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
 sys.stdout.flush()
-os._exit(0)  # without Python's shutdown: a gloo thread that still frees tensors then aborts the process (one run in eight, plain Trainer too)
+os._exit(0)  # without Python's shutdown, in which a gloo thread may abort the process (one run in eight, with a plain Trainer too)
 """
 
 
