@@ -52,9 +52,10 @@ distil() {
     done
 }
 
-recipes() { # the default recipe, layerwise, is distil's row of four layers
+recipes() { # beside distil's rows of four layers, which have the default recipe, layerwise; none is fine-tuning on the labels alone
     for seed in $SEEDS; do
         for task in $TASKS; do
+            train "recipe-none-$seed-$task" "$task" "$OUT/student4-$task" --learning_rate 1e-4 --num_train_epochs 3 --seed "$seed"
             for recipe in logits distilbert tinybert pkd; do
                 train "recipe-$recipe-$seed-$task" "$task" "$OUT/student4-$task" --trainer_class DistillTrainer --distill_recipe "$recipe" \
                     --teacher_model_name_or_path "$OUT/teacher-$task" --learning_rate 1e-4 --num_train_epochs 3 --seed "$seed"

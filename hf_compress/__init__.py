@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_compress.arguments import CompressionArguments as CompressionArguments
+    from hf_compress.cache.reader import TeacherCache as TeacherCache
+    from hf_compress.cache.selection import Depth as Depth
+    from hf_compress.cache.selection import Selection as Selection
+    from hf_compress.cached_teacher import CachedTeacher as CachedTeacher
     from hf_compress.callbacks import LayerDropCallback as LayerDropCallback
     from hf_compress.errors import ArgumentError as ArgumentError
+    from hf_compress.errors import CacheError as CacheError
     from hf_compress.errors import CompressionError as CompressionError
     from hf_compress.errors import DataError as DataError
     from hf_compress.errors import LayerDropError as LayerDropError
@@ -42,9 +47,12 @@ __version__ = "0.1.0"
 _MODULES: dict[str, str] = {
     "ArgumentError": "hf_compress.errors",
     "AttentionScoresLoss": "hf_compress.losses.attention_scores",
+    "CacheError": "hf_compress.errors",
+    "CachedTeacher": "hf_compress.cached_teacher",
     "CompressionArguments": "hf_compress.arguments",
     "CompressionError": "hf_compress.errors",
     "DataError": "hf_compress.errors",
+    "Depth": "hf_compress.cache.selection",
     "DistillTrainer": "hf_compress.trainer",
     "DistillTrainingArguments": "hf_compress.training_arguments",
     "EmbeddingsLoss": "hf_compress.losses.hidden_states",
@@ -59,8 +67,10 @@ _MODULES: dict[str, str] = {
     "LogitsLoss": "hf_compress.losses.logits",
     "LossError": "hf_compress.errors",
     "ScriptError": "hf_compress.errors",
+    "Selection": "hf_compress.cache.selection",
     "Seq2SeqDistillTrainer": "hf_compress.trainer_seq2seq",
     "Seq2SeqDistillTrainingArguments": "hf_compress.training_arguments",
+    "TeacherCache": "hf_compress.cache.reader",
     "TeacherError": "hf_compress.errors",
     "drop_layers": "hf_compress.layers.drop",
     "measure_contribution": "hf_compress.layers.contribution",

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast, get_args
 
 from hf_compress.argument_file import read_argument_file
 from hf_compress.argument_values import layer_numbers, layer_pairs, nearest_name, numbers_by_name, one_of
+from hf_compress.cache_arguments import ALIASES, TeacherCacheArguments
 from hf_compress.errors import ArgumentError
 
 LayerDropStrategyName = Literal["top", "bottom", "symmetric", "alternate", "alternate_odd", "contribution"]
@@ -47,7 +48,7 @@ def _flag(help_text: str) -> dict[str, str]:
 
 
 @dataclass
-class CompressionArguments:
+class CompressionArguments(TeacherCacheArguments):
     """What to drop, what to freeze, and how to distil.
 
     Raises:
@@ -129,6 +130,7 @@ class CompressionArguments:
         self._check_teacher()
         self._check_numbers()
         self._check_layer_drop()
+        self.check_teacher_cache()
         for parsed in ("kept", "dropped", "frozen", "weights", "phases", "layer_map"):
             getattr(self, parsed)
 
@@ -218,7 +220,8 @@ class CompressionArguments:
     @property
     def distillation_flags(self) -> tuple[str, ...]:
         """The names of the teacher's and the distillation's flags that are given."""
-        return tuple(name for name in FIELDS if name.startswith(("teacher_", "distill_")) and getattr(self, name) is not None)
+        prefixes = ("teacher_", "distill_", "hidden_states_", "hsk_", "build_")
+        return tuple(name for name in FIELDS if name.startswith(prefixes) and getattr(self, name) not in (None, False))
 
     def _fill_from_file(self) -> None:
         """Take from `--hf_compress_config` what was not given here."""
@@ -290,7 +293,11 @@ class CompressionArguments:
             )
 
 
-FIELDS: dict[str, dataclasses.Field[Any]] = {each.name: each for each in dataclasses.fields(CompressionArguments)}
+_OF_THE_CACHE = {each.name for each in dataclasses.fields(TeacherCacheArguments)}
+# In the order of `--help`: what the class above names first, then the teacher on disk.
+FIELDS: dict[str, dataclasses.Field[Any]] = {
+    each.name: each for each in sorted(dataclasses.fields(CompressionArguments), key=lambda each: each.name in _OF_THE_CACHE)
+}
 SWITCHES = frozenset(name for name, each in FIELDS.items() if each.type in ("bool", "bool | None"))  # as written: parsers replace types
 
 
@@ -300,6 +307,7 @@ def compression_values(values: dict[str, Any], *, source: str) -> dict[str, Any]
     Raises:
         ArgumentError: a name that is no flag of hf_compress (with the nearest), or a file that names another file.
     """
+    values = {ALIASES.get(name, name): value for name, value in values.items()}
     for name in values:
         if name not in FIELDS:
             raise ArgumentError(f"{source}: there is no flag '{name}'.{nearest_name(name, FIELDS)}")

@@ -54,9 +54,11 @@ def trainer_of(compression: CompressionArguments) -> BoundTrainer:
         ArgumentError: no such class, or one that cannot do what the flags ask for.
     """
     base = transformers.Trainer if compression.trainer_class is None else find_trainer(compression.trainer_class)
-    if compression.trainer_class in OWN_TRAINERS and compression.teacher_model_name_or_path is None:
+    without_teacher = compression.teacher_model_name_or_path is None and compression.teacher_cache_dir is None
+    if compression.trainer_class in OWN_TRAINERS and without_teacher:
         raise ArgumentError(
-            f"--trainer_class {compression.trainer_class} needs a teacher: --teacher_model_name_or_path with a fine-tuned model. "
+            f"--trainer_class {compression.trainer_class} needs a teacher: --teacher_model_name_or_path with a fine-tuned model, or "
+            "--teacher_cache_dir with a teacher on disk. "
             "To drop layers without distilling, leave --trainer_class out."
         )
     if hasattr(base, "compression"):  # DistillTrainer and its kin read the flags themselves

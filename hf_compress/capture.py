@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from hf_compress.attention import Listener, Listening, attention_scores
 from hf_compress.errors import LossError
 from hf_compress.layers.stack import LayerStack, find_stacks, pretrained_model
+from hf_compress.selected_state import at_positions
 from hf_compress.signals import AttentionScores, Signals, SignalSpec, logits_of
 
 # The hooks that are on a model now: a second trainer on the same model takes the place of the first.
@@ -48,6 +49,8 @@ class Capture:
         self._recorded: dict[str, Tensor] | None = None  # a dict while the model's forward runs
         self._calls: dict[str, int] = {}  # stack -> layers entered in this forward
         self._inside: tuple[str, int] | None = None
+        # (stack, the teacher's layer) -> (batch, selected): at which tokens a student's state is taken; set before each forward.
+        self.positions: Mapping[tuple[str, int], Tensor] = {}
         self._listening: list[Listening] = []
         if model in _ATTACHED:
             _ATTACHED[model].remove()
@@ -146,11 +149,13 @@ class Capture:
         wanted = [key for key in self.spec.hidden_states if (key.stack, key.layer) == (stack.name, layer)]
         state = state.transpose(0, 1) if wanted and stack.time_major else state
         for key in wanted:
+            # Taken before the projection, which then has as little to do as there are selected tokens.
+            taken = state if key.taught_by is None else at_positions(state, self.positions[stack.name, key.taught_by])
             if not key.projection:
-                self._recorded[key.name] = state
+                self._recorded[key.name] = taken
             else:
                 assert self._project is not None
-                self._recorded[key.name] = self._project(key.projection, state)
+                self._recorded[key.name] = self._project(key.projection, taken)
 
     def _finish(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self._recorded is None:

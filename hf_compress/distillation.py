@@ -20,7 +20,7 @@ from hf_compress.errors import LossError, TeacherError
 from hf_compress.layers.stack import find_stacks, pretrained_model
 from hf_compress.losses.labels import LabelsLoss
 from hf_compress.losses.loss import Loss, Phase
-from hf_compress.losses.reduction import BatchReader
+from hf_compress.losses.reduction import Batch, BatchReader
 from hf_compress.projections import Projections
 from hf_compress.signals import Signals, SignalSource, SignalSpec
 from hf_compress.task import ModelShape
@@ -106,6 +106,14 @@ class Distillation:
         return self._student_capture is not None
 
     @property
+    def whole_teacher_spec(self) -> SignalSpec:
+        """What the losses of all phases ask the teacher for."""
+        spec = SignalSpec()
+        for loss in self.losses:
+            spec = spec | loss.teacher_spec()
+        return spec
+
+    @property
     def needs_labels(self) -> bool:
         """Whether a loss of this phase reads labels; others never reach the student."""
         return any(isinstance(loss, LabelsLoss) for loss in self.active)
@@ -119,7 +127,7 @@ class Distillation:
         """How many units these batches have, (units,) float; to be summed over processes."""
         total = torch.zeros(len(self.units), device=device)
         for batch in batches:
-            read = self.reader.read(batch)
+            read = self._read(batch, self.teacher_signals(batch) if self._counts_selected else None)
             total = total + torch.stack([read.count(unit) for unit in self.units]).to(device)
         return total
 
@@ -128,6 +136,21 @@ class Distillation:
         if self.teacher is None or not self.needs_teacher:
             return Signals()
         return self.teacher.signals(inputs, self.teacher_spec)
+
+    def show(self, teacher: Signals) -> None:
+        """Tell the student's hooks at which tokens the teacher has states; before its forward."""
+        assert self._student_capture is not None
+        self._student_capture.positions = {(key.stack, key.layer): state.positions for key, state in teacher.selected_states.items()}
+
+    @property
+    def _counts_selected(self) -> bool:
+        """Only a teacher on disk selects; a live one is not asked twice for one batch."""
+        return any(unit.startswith("selected.") for unit in self.units)
+
+    def _read(self, inputs: Mapping[str, Any], teacher: Signals | None) -> Batch:
+        # Every layer of a stack has as many tokens of an example: the count is one.
+        selected = {} if teacher is None else {key.stack: state.chosen for key, state in teacher.selected_states.items()}
+        return self.reader.read(inputs, selected)
 
     def parts(
         self,
@@ -150,7 +173,7 @@ class Distillation:
             By name: the value, to be summed over the step's micro-batches and processes, and its weight.
         """
         assert self._student_capture is not None
-        batch = self.reader.read(inputs)
+        batch = self._read(inputs, teacher)
         student = self._student_capture.signals(outputs)
         parts: dict[str, tuple[Tensor, float]] = {}
         for loss in self.active:

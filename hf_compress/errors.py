@@ -6,6 +6,7 @@
     |-- LayerMapError      student and teacher layers that cannot be paired
     |-- LossError          a loss asked for something this model or batch does not have
     |-- TeacherError       the teacher is missing, does not fit the student, or gives NaN
+    |-- CacheError         the teacher on disk is unfinished, damaged, foreign, or does not hold what is asked
     |-- DataError          the data is empty, endless, or cannot be told from padding
     +-- ScriptError        `hf-compress run` cannot find or start the script
 
@@ -35,6 +36,10 @@ class LossError(CompressionError):
 
 class TeacherError(CompressionError):
     """The teacher is missing, does not fit the student, or gives values that are not finite."""
+
+
+class CacheError(CompressionError):
+    """The teacher on disk is unfinished, damaged, another teacher's, or does not hold what is asked."""
 
 
 class DataError(CompressionError):

@@ -24,6 +24,7 @@ import yaml
 from hf_compress.argument_file import SUFFIXES, flag_name, read_argument_file, read_mapping
 from hf_compress.argument_values import nearest_name
 from hf_compress.arguments import FIELDS, SWITCHES, CompressionArguments, compression_values
+from hf_compress.cache_arguments import ALIASES
 from hf_compress.errors import ArgumentError, ScriptError
 
 USAGE = "hf-compress run SCRIPT [flags of hf_compress and of the script, in any order]"
@@ -78,6 +79,8 @@ def flag_parser() -> argparse.ArgumentParser:
         if "_" in name:
             dashed = f"--{name.replace('_', '-')}"
             group.add_argument(dashed, dest=name, help=argparse.SUPPRESS, default=argparse.SUPPRESS, **settings)
+    for alias, name in ALIASES.items():
+        group.add_argument(f"--{alias}", dest=name, metavar="VALUE", help=f"The same as --{name}.", default=argparse.SUPPRESS)
     group.add_argument("--traceback", action="store_true", help="Show where in the code an error of hf_compress arose.")
     group.add_argument("--help", action="store_true", help="Show this, then the script's own help (-h as well).")
     return parser
@@ -172,8 +175,10 @@ def _split_argument_file(remaining: Sequence[str]) -> tuple[dict[str, Any], dict
         values = read_mapping(remaining[0], flag="the script's argument file")
     except ArgumentError:
         return {}, None  # the script's own error says it best
-    ours = {flag_name(key): value for key, value in values.items() if flag_name(key) in FIELDS}
-    return ours, {key: value for key, value in values.items() if flag_name(key) not in FIELDS} if ours else None
+    names = {**dict.fromkeys(FIELDS), **dict.fromkeys(ALIASES)}
+    ours = {flag_name(key): value for key, value in values.items() if flag_name(key) in names}
+    ours = {ALIASES.get(name, name): value for name, value in ours.items()}
+    return ours, {key: value for key, value in values.items() if flag_name(key) not in names} if ours else None
 
 
 @contextmanager

@@ -10,12 +10,14 @@ a moment ago or read from disk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from hf_compress.selected_state import SelectedState
 
 
 @dataclass(frozen=True, order=True)
@@ -26,16 +28,19 @@ class HiddenState:
         stack: "layers" where a model has one stack, else "encoder" or "decoder".
         layer: counted from 1; 0 is what enters layer 1, the embedding output.
         projection: the name of the learnt map that the student's state goes through first; "" for none.
+        taught_by: the teacher's layer at whose selected tokens the student's state is taken; None for all tokens.
     """
 
     stack: str
     layer: int
     projection: str = ""
+    taught_by: int | None = None
 
     @property
     def name(self) -> str:
         """A flat name, for a dictionary of tensors: `hidden_states.layers.3.fit`."""
-        return f"hidden_states.{self.stack}.{self.layer}.{self.projection}"
+        at = "" if self.taught_by is None else f".at.{self.taught_by}"
+        return f"hidden_states.{self.stack}.{self.layer}.{self.projection}{at}"
 
 
 @dataclass(frozen=True, order=True)
@@ -83,19 +88,32 @@ class Signals:
     Attributes:
         logits: by the name the model gives them, (batch, classes) or (batch, tokens, classes); question answering has
             `start_logits` and `end_logits`, (batch, tokens).
-        hidden_states: (batch, tokens, hidden), or (batch, tokens, teacher's hidden) behind a projection.
+        hidden_states: (batch, tokens, hidden), or (batch, tokens, teacher's hidden) behind a projection; the student's (batch,
+            selected, hidden) where the teacher has only part of its states.
+        selected_states: what a teacher on disk has in place of whole hidden states.
         attention_scores: (batch, heads, queries, keys).
     """
 
     logits: dict[str, Tensor] = field(default_factory=dict)
     hidden_states: dict[HiddenState, Tensor] = field(default_factory=dict)
+    selected_states: dict[HiddenState, SelectedState] = field(default_factory=dict)
     attention_scores: dict[AttentionScores, Tensor] = field(default_factory=dict)
 
     def named_tensors(self) -> dict[str, Tensor]:
         """Every tensor by a name that a person can read."""
         states = {key.name.rstrip("."): tensor for key, tensor in self.hidden_states.items()}
         scores = {key.name: tensor for key, tensor in self.attention_scores.items()}
-        return {**self.logits, **states, **scores}
+        selected = {key.name.rstrip("."): state.values for key, state in self.selected_states.items()}
+        return {**self.logits, **states, **selected, **scores}
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Signals:
+        """Every tensor through `move`: to a device, into pinned memory."""
+        return Signals(
+            logits={name: move(tensor) for name, tensor in self.logits.items()},
+            hidden_states={key: move(tensor) for key, tensor in self.hidden_states.items()},
+            selected_states={key: state.moved(move) for key, state in self.selected_states.items()},
+            attention_scores={key: move(tensor) for key, tensor in self.attention_scores.items()},
+        )
 
 
 class SignalSource(Protocol):

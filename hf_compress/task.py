@@ -42,10 +42,15 @@ TOKEN_KINDS: frozenset[Kind] = frozenset({"token_classification", "causal_lm", "
 
 def kind_of(model: nn.Module) -> Kind:
     """What the model is for."""
+    return kind_of_classes(tuple(cls.__name__ for cls in type(unwrap(model)).__mro__))  # a script's own subclass is of its parent's kind
+
+
+def kind_of_classes(class_names: tuple[str, ...]) -> Kind:
+    """What a model is for, by its class's name and those of its parents."""
     tables: dict[Kind, set[str]] = {kind: _classes(table) for kind, (table, _) in _TABLES.items()}
-    for cls in type(unwrap(model)).__mro__:  # a script's own subclass is of its parent's kind
+    for name in class_names:
         for kind, names in tables.items():
-            if cls.__name__ in names:
+            if name in names:
                 return kind
     return "other"
 
@@ -72,6 +77,8 @@ class Stack:
     # What dropping left, counted from 1 in a model of `full_depth` layers; None if nothing was dropped.
     kept: tuple[int, ...] | None = None
     full_depth: int = 0
+    # A teacher on disk: it has the states of some tokens or some dimensions only.
+    selected: bool = False
 
     def map_from(self, asked: LayerMap | str | None, teacher: Stack) -> LayerMap:
         """Which layer of this stack learns from which of the teacher's; see `map_between`."""

@@ -44,6 +44,10 @@ class LiveTeacher:
         self._order = None if self._order is None else self._order.to(device)
         return self
 
+    def put_labels_in_order(self, label_order: tuple[int, ...] | None) -> None:
+        """Change the order of the logits' labels; None is the teacher's own."""
+        self._order = None if label_order is None else torch.tensor(label_order)
+
     def close(self) -> None:
         """Take the hooks off the model; the next call of `signals` puts them on again."""
         if self._capture is not None:

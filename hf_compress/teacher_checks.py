@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -44,8 +45,12 @@ def check_vocabularies(student: nn.Module, teacher: nn.Module, student_tokenizer
         )
 
 
-def label_order(student: nn.Module, teacher: nn.Module) -> tuple[int, ...] | None:
+def label_order(student: nn.Module, theirs: Sequence[str]) -> tuple[int, ...] | None:
     """How the teacher's logits are put into the student's order.
+
+    Args:
+        student: the student.
+        theirs: the teacher's labels, see `labels_of`.
 
     Returns:
         For each of the student's labels the teacher's index; None where nothing has to move.
@@ -56,7 +61,7 @@ def label_order(student: nn.Module, teacher: nn.Module) -> tuple[int, ...] | Non
     kind = kind_of(student)
     if kind not in ("sequence_classification", "token_classification"):
         return None
-    ours, theirs = _labels(student), _labels(teacher)
+    ours, theirs = labels_of(student), list(theirs)
     if len(ours) != len(theirs):
         raise TeacherError(
             f"The student tells {len(ours)} labels apart ({', '.join(ours)}), the teacher {len(theirs)} ({', '.join(theirs)}). "
@@ -84,7 +89,8 @@ def label_order(student: nn.Module, teacher: nn.Module) -> tuple[int, ...] | Non
     )
 
 
-def _labels(model: nn.Module) -> list[str]:
+def labels_of(model: nn.Module) -> list[str]:
+    """The names of what a model tells apart, in the order of its logits; made up where nobody gave any."""
     config = pretrained_model(model).config
     names: dict[Any, str] = dict(config.id2label or {})
     labels = [str(names[index]) for index in sorted(names)]

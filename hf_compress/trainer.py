@@ -8,30 +8,32 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput
 
 from hf_compress.arguments import CompressionArguments
+from hf_compress.cached_teacher import ENTRY, CachedTeacher
 from hf_compress.callbacks import LayerDropCallback, offer_examples
 from hf_compress.distillation import Distillation
 from hf_compress.errors import LossError, TeacherError
 from hf_compress.layers.stack import pretrained_model, unwrap
 from hf_compress.loss_log import FiniteWatch, LossLog
-from hf_compress.losses.logits import LogitsLoss
 from hf_compress.losses.loss import Loss
-from hf_compress.losses.recipes import DEFAULT_RECIPE, losses_of
 from hf_compress.phases import PhasedRun
 from hf_compress.run_checks import check_flags, check_optimizer, check_run, flags_in_force
-from hf_compress.task import TOKEN_KINDS, ModelShape, kind_of
+from hf_compress.task import TOKEN_KINDS, kind_of
 from hf_compress.teacher import LiveTeacher, load_teacher
-from hf_compress.teacher_checks import check_vocabularies, label_order
+from hf_compress.teacher_cache_run import build_for_run, examples_of, refuse_missing_examples
+from hf_compress.teacher_identity import has_cache
 from hf_compress.teacher_score import teacher_score
+from hf_compress.teacher_side import cached_side, live_side, no_teacher, recipe_settings
 from hf_compress.trim_padding import TrimPaddingCollator
 
 logger = logging.getLogger(__name__)
@@ -106,37 +108,23 @@ class DistillTrainer(Trainer):
     def _set_up(self) -> None:
         """Load the teacher, see that it fits, and let the losses choose what they need of both models."""
         assert self.compression is not None
-        student = self._student
-        flags, path = self.compression, self._teacher if isinstance(self._teacher, str) else None
-        if self._losses is None and self._teacher is None:
-            raise TeacherError(
-                "DistillTrainer has no teacher: give --teacher_model_name_or_path a fine-tuned model, or DistillTrainer(teacher=model). "
-                "To drop layers without distilling, leave --trainer_class out."
-            )
-        check_flags(flags, losses_given=self._losses is not None, teacher_given=path is None)
-        if path is not None and self._loaded_teacher is None:  # once, also where model_init builds many students
-            self._loaded_teacher = load_teacher(path, kind_of(student), revision=flags.teacher_revision, dtype=flags.teacher_dtype)
-        model = self._loaded_teacher if path is not None else self._teacher
-        losses = self._losses
-        if losses is None:
-            losses = losses_of(
-                flags.recipe or DEFAULT_RECIPE,
-                layer_map=flags.layer_map,
-                temperature=flags.distill_temperature,
-                weights={str(name): weight for name, weight in flags.weights.items()},
-                skip_heads=flags.distill_skip_heads,
-            )
-        source, shape = None, None
-        if isinstance(model, nn.Module):
-            if model is student or unwrap(model) is unwrap(student):
-                raise TeacherError("Teacher and student are the same model object. Load the teacher a second time, or copy.deepcopy it.")
-            saved = path is not None and os.path.isfile(os.path.join(path, "tokenizer_config.json"))
-            check_vocabularies(student, model, self.processing_class, AutoTokenizer.from_pretrained(path) if saved else None)
-            compares_logits = any(isinstance(loss, LogitsLoss) and loss.weight for loss in losses)
-            source = LiveTeacher(model, label_order=label_order(student, model) if compares_logits else None).to(self.args.device)
-            shape = ModelShape.of(model)
+        student, flags = self._student, self.compression
+        path = self._teacher if isinstance(self._teacher, str) else None
+        handed_over = self._teacher if isinstance(self._teacher, nn.Module) else None
+        from_disk = flags.teacher_cache_dir is not None and has_cache(flags.teacher_cache_dir)
+        if self._losses is None and self._teacher is None and not from_disk:
+            raise TeacherError(no_teacher(flags.teacher_cache_dir))
+        check_flags(flags, losses_given=self._losses is not None, teacher_given=handed_over is not None)
+        if from_disk:
+            side = cached_side(student, flags, self._losses, self.processing_class, handed_over, self.args.device)
+        else:
+            if path is not None and self._loaded_teacher is None:  # once, also where model_init builds many students
+                self._loaded_teacher = load_teacher(path, kind_of(student), revision=flags.teacher_revision, dtype=flags.teacher_dtype)
+            model = self._loaded_teacher if path is not None else handed_over
+            side = live_side(student, model, path, flags, self._losses, self.processing_class)
+        source = side.source.to(self.args.device) if isinstance(side.source, LiveTeacher) else side.source
         label_name = self.label_names[0] if len(self.label_names) == 1 else "labels"
-        self.distillation = Distillation(student, losses, source, shape, self.processing_class, label_name)
+        self.distillation = Distillation(student, side.losses, source, side.shape, self.processing_class, label_name)
         check_optimizer(self.optimizer, self.distillation.projections)
         self._signature_columns = None  # to be read again, with the teacher's
         self._set_signature_columns_if_needed()
@@ -179,6 +167,9 @@ class DistillTrainer(Trainer):
             half_on_gpu = self.args.device.type == "cuda" and (self.args.fp16 or self.args.bf16)
             sequences = kind_of(self._student) in TOKEN_KINDS
             self.data_collator = TrimPaddingCollator(collator, sequences, pad_to_multiple_of=8 if half_on_gpu else None)
+        if self.distillation is not None and isinstance(self.distillation.teacher, CachedTeacher):
+            spec = self.distillation.teacher_spec if self.distillation.running else self.distillation.whole_teacher_spec
+            self.data_collator = self.distillation.teacher.reading(self.data_collator, spec)
         try:
             loader: DataLoader[Any] = super().get_train_dataloader()
         finally:
@@ -205,9 +196,10 @@ class DistillTrainer(Trainer):
         distillation = self.distillation
         # The Trainer, too, keeps labels from a model whose loss is computed outside of it.
         labels = distillation.needs_labels and self.compute_loss_func is None and self.label_smoother is None
-        outputs = model(**{name: value for name, value in inputs.items() if self._reaches_student(name, labels=labels)})
         with self.accelerator.autocast():  # the student's forward is under it as well
             signals = distillation.teacher_signals(inputs)
+        distillation.show(signals)
+        outputs = model(**{name: value for name, value in inputs.items() if self._reaches_student(name, labels=labels)})
         self._watch.watch(signals, self.state.global_step)
         if self.state.global_step == 0:
             self._watch.check()  # once, so that a broken teacher stops the run at its first step
@@ -250,6 +242,8 @@ class DistillTrainer(Trainer):
 
     def _reaches_student(self, name: str, *, labels: bool = True) -> bool:
         """Whether a column goes into the student: not those only the teacher reads, nor labels that no loss uses."""
+        if name == ENTRY:
+            return False
         if not labels and name in ("labels", "label_ids", *self.label_names):
             return False
         return self._student_columns is None or name in self._student_columns or name not in self._teacher_columns()
@@ -270,8 +264,9 @@ class DistillTrainer(Trainer):
             check_run(self, self.compression.phases)
             self._set_up()
         assert self.distillation is not None
+        self._report_teacher()
+        self._teacher_to_disk()
         try:
-            self._report_teacher()
             return self._distill(self.distillation, resume_from_checkpoint, *args, **kwargs)
         finally:
             self.distillation.stop()
@@ -302,7 +297,51 @@ class DistillTrainer(Trainer):
             return train_once(resume_from_checkpoint)
         return PhasedRun(self.args, self._student, distillation, phases).run(resume_from_checkpoint, train_phase)
 
+    def _teacher_to_disk(self) -> None:
+        """Build the teacher on disk if it was asked for and is not there; from here on the run reads it, and the teacher is let go."""
+        assert self.compression is not None and self.distillation is not None
+        teacher, flags = self.distillation.teacher, self.compression
+        if teacher is None or flags.teacher_cache_dir is None:
+            return
+        columns: frozenset[str] = getattr(teacher, "columns", frozenset())
+        examples = examples_of(*self._training_data(), columns, self.processing_class, self.args.dataloader_num_workers)
+        if isinstance(teacher, LiveTeacher):
+            teacher.put_labels_in_order(None)  # each run puts them into its own student's
+            build_for_run(
+                teacher,
+                examples,
+                self.distillation.whole_teacher_spec,
+                flags,
+                name=self._teacher if isinstance(self._teacher, str) else type(unwrap(teacher.model)).__name__,
+                tokenizer=self.processing_class,
+                accelerator=self.accelerator,
+                distillation=recipe_settings(flags, self._losses is not None),
+                scores=self._teacher_score,
+                progress=not self.args.disable_tqdm,
+            )
+            self.distillation.stop()
+            self.distillation = self._loaded_teacher = None
+            if isinstance(self._teacher, nn.Module):
+                self._teacher = None
+            del teacher
+            self._set_up()
+        elif isinstance(teacher, CachedTeacher):
+            refuse_missing_examples(teacher.cache, examples)
+        if flags.build_teacher_cache_only:
+            logger.info("The teacher on disk is built in %s; ending without training.", flags.teacher_cache_dir)
+            raise SystemExit(0)
+
+    def _training_data(self) -> tuple[Any, Callable[[list[Any]], Any]]:
+        """The training data and its collator, as the Trainer's own data loader has them."""
+        dataset = self.train_dataset
+        if isinstance(dataset, datasets.Dataset):
+            return self._remove_unused_columns(dataset, description="training"), self.data_collator
+        return dataset, self._get_collator_with_removed_columns(self.data_collator, description="training")
+
     def _report_teacher(self) -> None:
+        if self.distillation is not None and isinstance(self.distillation.teacher, CachedTeacher):
+            self._teacher_score = dict(self.distillation.teacher.cache.manifest.teacher.scores)
+            return  # it was asked when it was here
         teacher = self.distillation.teacher if self.distillation is not None and self.distillation.needs_teacher else None
         if teacher is None or self.compute_metrics is None or self.eval_dataset is None or isinstance(self.eval_dataset, dict):
             return

@@ -24,7 +24,7 @@ from hf_compress.losses.labels import LabelsLoss
 from hf_compress.losses.logits import LogitsLoss
 from hf_compress.losses.loss import Loss
 from hf_compress.projections import FILE_NAME
-from hf_compress.teacher_checks import label_order
+from hf_compress.teacher_checks import label_order, labels_of
 from hf_compress.trainer import DistillTrainer
 from tests.tiny_models import tiny_model
 
@@ -206,13 +206,13 @@ def test_labels_that_no_loss_uses_never_reach_the_student(tmp_path: Path) -> Non
 
 def test_a_teacher_keeps_columns_that_the_student_does_not_know(tmp_path: Path) -> None:
     data = rows().add_column("token_type_ids", [[0, 1] * 12] * 16)
-    seen: list[set[str]] = []
+    seen: dict[str, set[str]] = {}
     guide, model = teacher(), tiny_model("distilbert", num_layers=2)
-    guide.register_forward_pre_hook(lambda module, args, kwargs: seen.append(set(kwargs)), with_kwargs=True)
-    model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(set(kwargs)), with_kwargs=True)
+    guide.register_forward_pre_hook(lambda module, args, kwargs: seen.update(teacher=set(kwargs)), with_kwargs=True)
+    model.register_forward_pre_hook(lambda module, args, kwargs: seen.update(student=set(kwargs)), with_kwargs=True)
     trained_ = DistillTrainer(model, arguments(tmp_path), teacher=guide, losses=[LogitsLoss(), HiddenStatesLoss()], train_dataset=data)
     trained_.train()
-    assert seen == [{"input_ids", "attention_mask"}, {"input_ids", "attention_mask", "token_type_ids"}]
+    assert seen == {"student": {"input_ids", "attention_mask"}, "teacher": {"input_ids", "attention_mask", "token_type_ids"}}
 
 
 def test_the_saved_student_is_a_plain_model_and_projections_lie_beside(tmp_path: Path) -> None:
@@ -459,7 +459,7 @@ def test_names_that_stand_in_label2id_alone_count() -> None:
     pupil, guide = student(), tiny_model("bert", **named(["no", "yes"]))
     pupil.config.label2id = {"yes": 0, "no": 1}  # as run_glue.py leaves it: id2label still says LABEL_0, LABEL_1
     assert pupil.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
-    assert label_order(pupil, guide) == (1, 0)
+    assert label_order(pupil, labels_of(guide)) == (1, 0)
 
 
 def test_student_and_teacher_must_be_two_models(tmp_path: Path) -> None:

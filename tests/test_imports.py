@@ -19,12 +19,17 @@ MAX_LINES = 400
 # Part of the package (a file, or a folder as a whole) -> the parts that it may import. Read from the bottom of the flow to its top.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    # what models show, and a teacher's of it on disk, which knows neither layers nor losses
+    "selected_state": {"errors"},
+    "signals": {"errors", "selected_state"},
+    "cache": {"errors", "selected_state", "signals"},
     # the flags
     "argument_file": {"errors"},
     "argument_values": {"errors"},
-    "arguments": {"argument_file", "argument_values", "errors"},
+    "cache_arguments": {"argument_values", "cache", "errors"},
+    "arguments": {"argument_file", "argument_values", "cache_arguments", "errors"},
     "training_arguments": {"arguments", "errors"},
-    "script_arguments": {"argument_file", "argument_values", "arguments", "errors"},
+    "script_arguments": {"argument_file", "argument_values", "arguments", "cache_arguments", "errors"},
     # layers, and students made of them
     "layers": {"errors"},
     "students": {"errors", "layers"},
@@ -32,14 +37,29 @@ MAY_IMPORT: dict[str, set[str]] = {
     # what models show
     "attention": {"errors"},
     "task": {"attention", "errors", "layers"},
-    "signals": {"errors"},
-    "capture": {"attention", "errors", "layers", "signals"},
+    "capture": {"attention", "errors", "layers", "selected_state", "signals"},
     "teacher": {"capture", "errors", "layers", "signals", "task"},
     "teacher_checks": {"errors", "layers", "task"},
     "teacher_score": {"errors", "signals"},
+    "cached_teacher": {"cache", "errors", "signals"},
+    "teacher_identity": {"cache", "errors", "layers", "task", "teacher_checks"},
+    "teacher_cache_run": {"arguments", "cache", "errors", "layers", "signals", "task", "teacher", "teacher_identity"},
     # what compares them
     "losses": {"errors", "layers", "signals", "task"},
     "projections": {"errors", "losses"},
+    "teacher_side": {
+        "arguments",
+        "cache",
+        "cached_teacher",
+        "errors",
+        "layers",
+        "losses",
+        "signals",
+        "task",
+        "teacher",
+        "teacher_checks",
+        "teacher_identity",
+    },
     "distillation": {"capture", "errors", "layers", "losses", "projections", "signals", "task"},
     # the trainers
     "trim_padding": {"errors"},
@@ -48,6 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run_checks": {"arguments", "errors"},
     "trainer": {
         "arguments",
+        "cached_teacher",
         "callbacks",
         "distillation",
         "errors",
@@ -58,8 +79,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "run_checks",
         "task",
         "teacher",
-        "teacher_checks",
+        "teacher_cache_run",
+        "teacher_identity",
         "teacher_score",
+        "teacher_side",
         "trim_padding",
     },
     "trainer_seq2seq": {"errors", "trainer"},

@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_compress.errors import LossError
 from hf_compress.layers.layer_map import LayerMap
 from hf_compress.losses.loss import Loss, Phase, Projection
-from hf_compress.losses.reduction import Batch, full_precision, masked_sum, rows_of, squared_error, tokens_of
+from hf_compress.losses.reduction import Batch, full_precision, masked_sum, rows_of, selected_of, squared_error, tokens_of
 from hf_compress.signals import HiddenState, Signals, SignalSpec
 from hf_compress.task import ModelShape, Stack
 
@@ -56,7 +56,9 @@ class HiddenStatesLoss(Loss):
     projection: ProjectionChoice = "shared"
     stack: str | None = None
     pairs: Pairs = field(default="all", kw_only=True)
-    widths: tuple[int, int] = field(default=(0, 0), kw_only=True)  # student's and teacher's, filled in by resolve()
+    # Filled in by resolve(): the widths of student and teacher, and whether the teacher has only part of its states.
+    widths: tuple[int, int] = field(default=(0, 0), kw_only=True)
+    selected: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.kind not in ("mse", "cosine", "summary"):
@@ -85,7 +87,12 @@ class HiddenStatesLoss(Loss):
                     f"The student's hidden size is {widths[0]} and the teacher's {widths[1]}, so their states can only be compared "
                     "through a projection: projection='shared' or 'per_layer'."
                 )
-            resolved.append(replace(self, layer_map=layer_map, stack=name, widths=widths))
+            if theirs.selected and self.kind != "mse":
+                raise LossError(
+                    f"The teacher on disk holds part of its hidden states (some tokens, some dimensions), and {self.name} of the kind "
+                    f"{self.kind!r} needs them whole. Take kind 'mse' (the recipes mud, layerwise, tinybert), or store everything: --hsk all."
+                )
+            resolved.append(replace(self, layer_map=layer_map, stack=name, widths=widths, selected=theirs.selected))
         return tuple(resolved)
 
     def _map(self, student: Stack, teacher: Stack) -> LayerMap:
@@ -95,7 +102,9 @@ class HiddenStatesLoss(Loss):
 
     @property
     def unit(self) -> str:
-        """Real tokens; rows (each choice is one) for the summary token."""
+        """Real tokens, or those of them that were selected; rows (each choice is one) for the summary token."""
+        if self.selected:
+            return selected_of(self.stack or "")
         return rows_of(self.stack or "") if self.kind == "summary" else tokens_of(self.stack or "")
 
     @property
@@ -107,7 +116,7 @@ class HiddenStatesLoss(Loss):
 
     def student_spec(self) -> SignalSpec:
         """The mapped layers, projected."""
-        return SignalSpec(hidden_states=frozenset(self._student_key(layer) for layer, _ in self._pairs))
+        return SignalSpec(hidden_states=frozenset(self._student_key(*pair) for pair in self._pairs))
 
     def teacher_spec(self) -> SignalSpec:
         """The mapped layers."""
@@ -115,10 +124,12 @@ class HiddenStatesLoss(Loss):
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Sum over layers and units."""
+        if self.selected:
+            return self._of_selected(student, teacher)
         mask = batch.token_masks[self.stack or ""]
         total = torch.zeros((), device=mask.device)
         for student_layer, teacher_layer in self._pairs:
-            ours = full_precision(student.hidden_states[self._student_key(student_layer)])
+            ours = full_precision(student.hidden_states[self._student_key(student_layer, teacher_layer)])
             theirs = full_precision(teacher.hidden_states[HiddenState(self.stack or "", teacher_layer)])
             if self.kind == "summary":
                 token = summary_index(mask, last=self.stack in batch.summary_last)
@@ -140,9 +151,19 @@ class HiddenStatesLoss(Loss):
     def _projection_name(self, layer: int) -> str:
         return f"{self.stack}_shared" if self.projection == "shared" else f"{self.stack}_layer_{layer}"
 
-    def _student_key(self, layer: int) -> HiddenState:
+    def _student_key(self, layer: int, teacher_layer: int) -> HiddenState:
         name = "" if self.widths[0] == self.widths[1] else self._projection_name(layer)
-        return HiddenState(self.stack or "", layer, name)
+        return HiddenState(self.stack or "", layer, name, teacher_layer if self.selected else None)
+
+    def _of_selected(self, student: Signals, teacher: Signals) -> Tensor:
+        """Sum over layers and selected tokens."""
+        parts = []
+        for student_layer, teacher_layer in self._pairs:
+            state = teacher.selected_states[HiddenState(self.stack or "", teacher_layer)]
+            taken = full_precision(student.hidden_states[self._student_key(student_layer, teacher_layer)])
+            ours, theirs, compared = state.space.compared(taken, full_precision(state.values))
+            parts.append(squared_error(ours, theirs, state.chosen) / compared)
+        return torch.stack(parts).sum()
 
 
 @dataclass(frozen=True)

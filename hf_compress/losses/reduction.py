@@ -4,8 +4,8 @@ A loss is a sum over units (examples, real tokens, labels) divided by how many u
 on all its processes. A mean of means would weigh an example by how full its micro-batch happens to be; this way 1 x 16, 2 x 8 on two
 processes and 2 x 8 accumulated give the same gradient.
 
-A unit is named by a string: "examples", "labels", "tokens.STACK" for the real tokens of that stack of layers, or "rows.STACK" for its
-rows, which are the examples, or each of their choices in multiple choice.
+A unit is named by a string: "examples", "labels", "tokens.STACK" for the real tokens of that stack of layers, "selected.STACK" for those of
+them that a teacher on disk has states of, or "rows.STACK" for its rows, which are the examples, or each of their choices in multiple choice.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ def rows_of(stack: str) -> str:
     return f"rows.{stack}"
 
 
+def selected_of(stack: str) -> str:
+    """The unit "selected tokens of this stack"."""
+    return f"selected.{stack}"
+
+
 @dataclass(frozen=True)
 class Batch:
     """What losses and counts need to know of a batch beside the signals.
@@ -47,6 +52,7 @@ class Batch:
         causal_stacks: the stacks in which a token sees no later one.
         summary_last: the stacks whose last real token sums an example up, not the first.
         labels: as the model gets them.
+        selected: by stack, (batch, selected) bool, True where a teacher on disk has a token's state.
     """
 
     kind: Kind
@@ -57,6 +63,7 @@ class Batch:
     causal_stacks: frozenset[str] = frozenset()
     summary_last: frozenset[str] = frozenset()
     labels: Tensor | None = None
+    selected: Mapping[str, Tensor] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def count(self, unit: str) -> Tensor:
@@ -68,6 +75,8 @@ class Batch:
                 raise DataError("A loss needs labels, but the batch has none. Name the label column label, labels or in --label_names.")
             return self.label_mask.sum().float()
         kind, _, stack = unit.partition(".")
+        if kind == "selected":
+            return self.selected[stack].sum().float()
         if stack not in self.token_masks:
             raise DataError(
                 f"A loss counts the real tokens of the {stack}, but the batch has neither attention_mask nor input_ids for it. "
@@ -102,8 +111,12 @@ class BatchReader:
     label_name: str = "labels"
     needs_tokens: bool = True
 
-    def read(self, inputs: Mapping[str, Any]) -> Batch:
+    def read(self, inputs: Mapping[str, Any], selected: Mapping[str, Tensor] | None = None) -> Batch:
         """Read masks and labels; nothing is copied from the device.
+
+        Args:
+            inputs: as the model gets them, labels included.
+            selected: see `Batch`.
 
         Raises:
             DataError: if real tokens cannot be told from padding.
@@ -133,6 +146,7 @@ class BatchReader:
             causal_stacks=self.causal_stacks,
             summary_last=self.summary_last,
             labels=labels,
+            selected=selected or {},
             device=leading.device,
         )
 

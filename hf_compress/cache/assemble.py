@@ -1,0 +1,194 @@
+"""Records of a batch's examples -> the signals that a loss compares, padded as the batch is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hf_compress.cache.codec import CodecName, decode
+from hf_compress.cache.fields import field_of
+from hf_compress.cache.key import Canonical
+from hf_compress.cache.select import keeps_whole_states, reduce_width, select
+from hf_compress.cache.selection import Selection
+from hf_compress.cache.shard import Column
+from hf_compress.cache.widths import unpack_mask
+from hf_compress.selected_state import AllDimensions, KeptEntries, SelectedState, Space
+from hf_compress.signals import AttentionScores, HiddenState, Signals, SignalSpec
+
+Record = Mapping[str, npt.NDArray[Any]]
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
+
+
+class Assembler:
+    """Puts records together.
+
+    Args:
+        columns: of the cache, by name.
+        stored: the selection that the cache was built with.
+        wanted: the selection to read, the stored one or a smaller one.
+        codec: of the cache.
+        stored_spaces, wanted_spaces: by field, the dimensions that all tokens share.
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, Column],
+        stored: Selection,
+        wanted: Selection,
+        codec: CodecName,
+        stored_spaces: Mapping[str, Space],
+        wanted_spaces: Mapping[str, Space],
+    ) -> None:
+        self.columns, self.stored, self.wanted, self.codec = columns, stored, wanted, codec
+        self.stored_spaces, self.wanted_spaces = stored_spaces, wanted_spaces
+        self.label_order: Tensor | None = None  # as in `LiveTeacher`
+
+    def assemble(self, records: Sequence[Record], batch: Canonical, spec: SignalSpec) -> Signals:
+        """Make the signals of one batch.
+
+        Args:
+            records: one an example, in the batch's order.
+            batch: where each example's tokens stand.
+            spec: which signals.
+        """
+        signals = Signals()
+        if spec.logits:
+            for name in ("logits", "start_logits", "end_logits"):
+                if f"{name}.values" in self.columns:
+                    signals.logits[name] = self._logits(name, records, batch)
+        for key in sorted(spec.hidden_states):
+            state = self._state(key, records, batch)
+            if isinstance(state, Tensor):
+                signals.hidden_states[key] = state
+            else:
+                signals.selected_states[key] = state
+        for score_key in sorted(spec.attention_scores):
+            signals.attention_scores[score_key] = self._scores(score_key, records, batch)
+        return signals
+
+    def _logits(self, name: str, records: Sequence[Record], batch: Canonical) -> Tensor:
+        column = f"{name}.values"
+        if self.columns[column].group:
+            logits = self._padded(column, records, batch)
+        else:
+            logits = torch.from_numpy(np.concatenate([record[column] for record in records]))
+        return logits if self.label_order is None or name != "logits" else logits.index_select(-1, self.label_order)
+
+    def _state(self, key: HiddenState, records: Sequence[Record], batch: Canonical) -> Tensor | SelectedState:
+        name = field_of(key)
+        if self.stored.length == "all":
+            values = self._dense(name, records, batch)
+            if keeps_whole_states(self.wanted):
+                return values
+            real = _real(batch)
+            if self.stored.width_scheme != "all":
+                return self._narrowed(name, values, torch.arange(batch.width).expand(len(batch), -1), real, records, batch)
+            special = self._padded(f"special.{key.stack}", records, batch).bool()
+            importance = self._padded(f"{name}.importance", records, batch) if f"{name}.importance" in self.columns else None
+            return select(values.float(), real, special, importance, self.wanted, self.wanted_spaces.get(name))
+        counts = [len(record[f"{name}.positions"]) for record in records]
+        width = max(1, min(max(counts), self.wanted.tokens or max(counts)))  # a smaller selection takes the first of the tokens
+        positions = torch.zeros(len(records), width, dtype=torch.int64)
+        chosen = torch.zeros(len(records), width, dtype=torch.bool)
+        for row, (record, count) in enumerate(zip(records, counts, strict=True)):
+            taken = min(count, width)
+            positions[row, :taken] = torch.from_numpy(record[f"{name}.positions"][:taken].astype(np.int64) + batch.starts[row])
+            chosen[row, :taken] = True
+        values = self._rows(name, records, [(0, count) for count in counts], width)
+        return self._narrowed(name, values, positions, chosen, records, batch)
+
+    def _narrowed(
+        self, name: str, values: Tensor, positions: Tensor, chosen: Tensor, records: Sequence[Record], batch: Canonical
+    ) -> SelectedState:
+        """What is stored with fewer dimensions, or is to be read with fewer."""
+        space: Space = self.stored_spaces.get(name, AllDimensions())
+        if self.stored.width_scheme == "magnitude":
+            mask = self._mask(name, records, batch, chosen.shape[1])
+            space = KeptEntries(mask, self.stored.width, self.wanted.mask == "zero_target")
+        state = SelectedState(values, positions, chosen, space)
+        if self.stored.width_scheme == "all":
+            return reduce_width(SelectedState(values.float(), positions, chosen, space), self.wanted, self.wanted_spaces.get(name))
+        return state
+
+    def _dense(self, name: str, records: Sequence[Record], batch: Canonical) -> Tensor:
+        spans = list(zip(batch.starts.tolist(), batch.lengths.tolist(), strict=True))
+        return self._rows(name, records, spans, batch.width)
+
+    def _rows(self, name: str, records: Sequence[Record], spans: Sequence[tuple[int, int]], width: int) -> Tensor:
+        """(batch, width, numbers), each record's rows from where its span begins; decoded."""
+        column = self.columns[f"{name}.values"]
+        numbers = column.item[0] if column.item else self.columns[f"{name}.mask"].item[0] * 8
+        values = torch.zeros(len(records), width, numbers, dtype=_DTYPES[column.dtype])
+        plain = _plain(values)
+        for row, (record, (start, count)) in enumerate(zip(records, spans, strict=True)):
+            stop = min(start + count, width)
+            if column.item:
+                plain[row, start:stop] = record[column.name][: stop - start]
+            else:
+                mask = np.unpackbits(record[f"{name}.mask"], axis=-1, bitorder="little").astype(bool)[: stop - start]
+                plain[row, start:stop][mask] = record[column.name][: int(mask.sum())]
+        if f"{name}.scales" not in self.columns:
+            return values
+        scales = torch.zeros(len(records), width)
+        for row, (record, (start, count)) in enumerate(zip(records, spans, strict=True)):
+            stop = min(start + count, width)
+            scales[row, start:stop] = torch.from_numpy(record[f"{name}.scales"][: stop - start].copy())
+        return decode({"values": values.flatten(0, 1), "scales": scales.flatten()}, self.codec).view(len(records), width, numbers)
+
+    def _mask(self, name: str, records: Sequence[Record], batch: Canonical, width: int) -> Tensor:
+        item = self.columns[f"{name}.mask"].item[0]
+        packed = torch.zeros(len(records), width, item, dtype=torch.uint8)
+        for row, record in enumerate(records):
+            start = int(batch.starts[row]) if self.stored.length == "all" else 0
+            taken = record[f"{name}.mask"][: width - start]
+            packed[row, start : start + len(taken)] = torch.from_numpy(taken.copy())
+        return unpack_mask(packed.flatten(0, 1), item * 8).view(len(records), width, item * 8)
+
+    def _padded(self, column_name: str, records: Sequence[Record], batch: Canonical) -> Tensor:
+        """(batch, tokens, *item), zero at padding."""
+        column = self.columns[column_name]
+        first = torch.from_numpy(records[0][column_name][:0].copy())
+        values = torch.zeros(len(batch), batch.width, *column.item, dtype=first.dtype)
+        plain = _plain(values)
+        for row, record in enumerate(records):
+            start = batch.starts[row]
+            plain[row, start : start + batch.lengths[row]] = record[column_name]
+        return values
+
+    def _scores(self, key: AttentionScores, records: Sequence[Record], batch: Canonical) -> Tensor:
+        name = field_of(key)
+        column = self.columns[f"{name}.values"]
+        first, length = records[0][column.name], int(batch.lengths[0])
+        heads = len(first) // max(1, length * length)
+        dtype = torch.float32 if column.dtype == "int8" else _DTYPES[column.dtype]
+        scores = torch.zeros(len(records), heads, batch.width, batch.width, dtype=dtype)
+        for row, record in enumerate(records):
+            start, length = int(batch.starts[row]), int(batch.lengths[row])
+            parts = {"values": _tensor(record[column.name], column.dtype).view(heads * length, length)}
+            if f"{name}.scales" in self.columns:
+                parts["scales"] = torch.from_numpy(record[f"{name}.scales"].copy())
+            square = decode(parts, self.codec).view(heads, length, length)
+            scores[row, :, start : start + length, start : start + length] = square
+        return scores
+
+
+def _real(batch: Canonical) -> Tensor:
+    at = torch.arange(batch.width)
+    starts, lengths = torch.from_numpy(batch.starts), torch.from_numpy(batch.lengths)
+    return (at >= starts[:, None]) & (at < (starts + lengths)[:, None])
+
+
+def _plain(tensor: Tensor) -> npt.NDArray[Any]:
+    """The tensor's own memory as numpy sees it; bfloat16 as its bits."""
+    array: npt.NDArray[Any] = tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+    return array
+
+
+def _tensor(array: npt.NDArray[Any], dtype: str) -> Tensor:
+    tensor = torch.from_numpy(array.copy())
+    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor

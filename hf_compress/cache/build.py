@@ -1,0 +1,280 @@
+"""Building a cache: every example of a data set once through the teacher, and what is kept of it to disk.
+
+    read the examples -> plan -> price -> shared dimensions -> shard, shard, shard, ... -> index -> manifest
+
+A shard is there whole or not at all, and the plan does not change, so a build that was stopped anywhere goes on with the shards that are
+missing. Several processes take turns with the shards; the first of them does what is done once.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from hf_compress.cache.codec import CodecName
+from hf_compress.cache.draft import Draft
+from hf_compress.cache.encode import Encoder, Rows
+from hf_compress.cache.examples import Examples, keys_and_lengths
+from hf_compress.cache.fields import field_of
+from hf_compress.cache.files import hash_file, remove_leftovers
+from hf_compress.cache.index import write_index
+from hf_compress.cache.lock import builder_lock
+from hf_compress.cache.manifest import FORMAT_VERSION, INDEX_FILE, SHARED_FILE, Manifest, TeacherIdentity
+from hf_compress.cache.plan import Plan, make_plan
+from hf_compress.cache.price import Price, example_bytes, free_bytes, readable, refuse_too_little_disk
+from hf_compress.cache.shard import Column, ShardInfo, shard_name, write_shard
+from hf_compress.cache.shard_reader import Shard, read_shard_info
+from hf_compress.cache.spaces import make_spaces, needs_sample, read_spaces, write_spaces
+from hf_compress.cache.teacher_rows import TeacherRun, blank_signals
+from hf_compress.errors import CacheError
+
+logger = logging.getLogger(__name__)
+
+# Padding included: what one forward of the teacher gets. Enough for a GPU to be busy, and little enough for hidden states to stay in caches.
+BATCH_TOKENS = {"cuda": 32768}
+CPU_BATCH_TOKENS = 4096
+SAMPLE_EXAMPLES = 512
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that build together.
+
+    Attributes:
+        rank, count: which of how many this one is.
+        gather: every process's list of shards, joined, the same on all.
+        wait: until all are here.
+    """
+
+    rank: int = 0
+    count: int = 1
+    gather: Callable[[list[Any]], list[Any]] = field(default=lambda own: own)
+    wait: Callable[[], None] = field(default=lambda: None)
+
+
+@dataclass(frozen=True)
+class CacheContents:
+    """What a cache is to hold, and of whom: its manifest before there are records.
+
+    Attributes:
+        teacher: who it is.
+        tokenizer: hash of the vocabulary; "" where it is not known.
+        codec: number format of hidden states and attention scores.
+        distillation: what a later run needs to train as this one does: losses, layer map.
+        sizes: by stack, hidden size and number of heads.
+        logits: by name, the shape of one example's logits; -1 stands for its tokens.
+        version: of hf_compress.
+    """
+
+    teacher: TeacherIdentity
+    tokenizer: str
+    codec: CodecName
+    distillation: Mapping[str, Any]
+    sizes: Mapping[str, tuple[int, int]]
+    logits: Mapping[str, tuple[int, ...]]
+    version: str
+
+
+class CacheBuilder:
+    """Builds one cache; `build` does all of it.
+
+    Args:
+        folder: where it goes; made if need be.
+        examples: the data set.
+        run: the teacher.
+        contents: what is stored.
+        processes: who else builds.
+        progress: whether to show a bar.
+        batch_tokens: tokens a forward, padding included.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        examples: Examples,
+        run: TeacherRun,
+        contents: CacheContents,
+        *,
+        processes: Processes | None = None,
+        progress: bool = True,
+        batch_tokens: int | None = None,
+    ) -> None:
+        self.folder, self.examples, self.run, self.contents = folder, examples, run, contents
+        self.processes = processes or Processes()
+        self._shows = progress and self.processes.rank == 0
+        self._batch_tokens = batch_tokens or BATCH_TOKENS.get(run.device.type, CPU_BATCH_TOKENS)
+
+    def build(self) -> Manifest:
+        """Build what is missing.
+
+        Raises:
+            CacheError: too little disk, another builder at work, or a cache begun with other settings in that folder.
+            TeacherError: the teacher gives values that are not finite.
+        """
+        first = self.processes.rank == 0
+        with ExitStack() as stack:
+            if first:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(builder_lock(self.folder))
+                remove_leftovers(self.folder)
+            plan = self._plan()
+            draft = self._draft(plan)
+            if first:
+                draft.agree_with(self.folder)
+                price = self._price(plan)
+                draft.save(self.folder)
+                logger.info("teacher on disk: %s (%s free)", price, readable(price.free))
+                self._spaces(plan)
+            self.processes.wait()
+            encoder = Encoder(self.run.selection, self.contents.codec, read_spaces(self.folder, self.run.selection))
+            infos = self.processes.gather(list(self._shards(plan, encoder)))
+            manifest = self._finish(plan, sorted(infos, key=lambda item: item[0].name)) if first else None
+            self.processes.wait()
+        return manifest or Manifest.load(self.folder)
+
+    def _draft(self, plan: Plan) -> Draft:
+        spec = self.run.spec
+        return Draft.of(
+            teacher=self.contents.teacher,
+            tokenizer=self.contents.tokenizer,
+            selection=self.run.selection,
+            codec=self.contents.codec,
+            signals={
+                "logits": spec.logits,
+                "hidden_states": sorted(field_of(key) for key in spec.hidden_states),
+                "attention_scores": sorted(field_of(key) for key in spec.attention_scores),
+            },
+            distillation=self.contents.distillation,
+            plan=plan,
+            batch_tokens=self._batch_tokens,
+        )
+
+    def _plan(self) -> Plan:
+        with tqdm(total=len(self.examples), desc="reading the examples", unit="ex", disable=not self._shows) as bar:
+            keys, lengths = keys_and_lengths(self.examples, bar.update)
+        return make_plan(keys, lengths, batch_tokens=self._batch_tokens, example_bytes=self._example_bytes())
+
+    def _example_bytes(self) -> Callable[[int], float]:
+        # The dimensions are not chosen yet, but how many there will be is known.
+        sizes = {field_of(key): self.contents.sizes[key.stack][0] for key in self.run.spec.hidden_states}
+        sample = {name: torch.eye(hidden) for name, hidden in sizes.items()}
+        encoder = Encoder(self.run.selection, self.contents.codec, make_spaces(self.run.selection, sizes, sample))
+        return example_bytes(encoder, blank_signals(self.run.spec, self.run, self.contents.sizes, self.contents.logits))
+
+    def _price(self, plan: Plan) -> Price:
+        each = self._example_bytes()
+        total = sum(each(length) for length in plan.lengths.tolist())
+        price = Price(plan.examples, plan.tokens, int(total), free_bytes(self.folder))
+        present = sum(path.stat().st_size for path in self.folder.glob("shard-*.safetensors"))
+        refuse_too_little_disk(price, self.folder, present)
+        return price
+
+    def _spaces(self, plan: Plan) -> None:
+        """Choose the shared dimensions; those that a stopped build chose are kept."""
+        if (self.folder / SHARED_FILE).exists():
+            return
+        sizes = {field_of(key): self.contents.sizes[key.stack][0] for key in self.run.spec.hidden_states}
+        sample: dict[str, list[torch.Tensor]] = {name: [] for name in sizes}
+        if needs_sample(self.run.selection):
+            drawn = np.random.RandomState(self.run.selection.seed).permutation(plan.examples)[:SAMPLE_EXAMPLES]
+            drawn.sort()  # by length, as the plan is
+            size = max(1, self._batch_tokens // max(1, int(plan.lengths[0])))
+            batches = [plan.order[drawn[start : start + size]].tolist() for start in range(0, len(drawn), size)]
+            for batch in tqdm(batches, desc="learning the pca basis", unit="batch", disable=not self._shows):
+                for key, states in self.run.selected_states(*self.examples.padded(self.examples.canonical(batch))).items():
+                    sample[field_of(key)].append(states)
+        spaces = make_spaces(self.run.selection, sizes, {name: torch.cat(states) for name, states in sample.items() if states})
+        write_spaces(self.folder, spaces)
+
+    def _shards(self, plan: Plan, encoder: Encoder) -> Iterator[tuple[ShardInfo, tuple[Column, ...]]]:
+        """This process's shards: those that are there already, and the others."""
+        own = range(self.processes.rank, len(plan.shards), self.processes.count)
+        total = sum(plan.span(shard).stop - plan.span(shard).start for shard in own)
+        written = 0
+        with tqdm(total=total, desc="asking the teacher", unit="ex", disable=not self._shows) as bar:
+            for shard in own:
+                span = plan.span(shard)
+                path = self.folder / shard_name(shard)
+                found = self._present(path, plan, span)
+                if found is None:
+                    found = self._write(path, plan, shard, encoder, bar)
+                else:
+                    bar.update(span.stop - span.start)
+                    bar.initial += span.stop - span.start  # the rate is the teacher's, not that of what was there
+                written += found[0].bytes
+                bar.set_postfix_str(f"{readable(written)} written")
+                yield found
+
+    def _present(self, path: Path, plan: Plan, span: slice) -> tuple[ShardInfo, tuple[Column, ...]] | None:
+        """A whole shard that an earlier build left, of just these examples."""
+        if not path.exists():
+            return None
+        columns = self._columns(plan)
+        try:
+            shard = Shard.open(path, None, columns)
+            if np.array_equal(shard.keys, plan.keys[span]) and not shard.damaged_rows():
+                return read_shard_info(path, columns), columns
+        except CacheError as error:
+            logger.warning("%s; it is built anew", error)
+        return None
+
+    def _columns(self, plan: Plan) -> tuple[Column, ...]:
+        sizes = {field_of(key): self.contents.sizes[key.stack][0] for key in self.run.spec.hidden_states}
+        encoder = Encoder(self.run.selection, self.contents.codec, read_spaces(self.folder, self.run.selection) if sizes else {})
+        signals, importance = blank_signals(self.run.spec, self.run, self.contents.sizes, self.contents.logits)(2)
+        real = torch.ones(1, 2, dtype=torch.bool)
+        return tuple(encoder.encode(signals, real, torch.zeros_like(real), importance).columns.values())
+
+    def _write(self, path: Path, plan: Plan, shard: int, encoder: Encoder, bar: Any) -> tuple[ShardInfo, tuple[Column, ...]]:
+        parts: list[Rows] = []
+        for batch in plan.batches[plan.shards[shard]]:
+            examples = self.examples.canonical(plan.order[batch].tolist())
+            if not np.array_equal(examples.keys(), plan.keys[batch]):
+                raise CacheError(
+                    "The data set gave other examples when it was read a second time, so what the teacher says of them cannot be stored. "
+                    "Look for a transform or a collator that draws at random."
+                )
+            parts.append(self.run.rows(encoder, *self.examples.padded(examples)))
+            bar.update(len(examples))
+        columns = tuple(parts[0].columns.values())
+        values = {column.name: np.concatenate([part.values[column.name] for part in parts]) for column in columns}
+        counts = {group: np.concatenate([part.counts[group] for part in parts]) for group in parts[0].counts}
+        keys = np.ascontiguousarray(plan.keys[plan.span(shard)])
+        return write_shard(path, keys, columns, values, counts), columns
+
+    def _finish(self, plan: Plan, shards: list[tuple[ShardInfo, tuple[Column, ...]]]) -> Manifest:
+        """Write the index, and then the manifest, by which the cache is whole."""
+        names = [shard_name(number) for number in range(len(plan.shards))]
+        infos, columns = [info for info, _ in shards], shards[0][1]
+        assert [info.name for info in infos] == names
+        index = write_index(self.folder / INDEX_FILE, (plan.keys[plan.span(number)] for number in range(len(names))))
+        spaces = hash_file(self.folder / SHARED_FILE) if (self.folder / SHARED_FILE).exists() else None
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            hf_compress_version=self.contents.version,
+            teacher=self.contents.teacher,
+            tokenizer=self.contents.tokenizer,
+            input_columns=tuple(sorted(self.examples.columns)),
+            selection={**self.run.selection.to_json(), "codec": self.contents.codec},
+            distillation=dict(self.contents.distillation),
+            columns=columns,
+            shared=spaces.hash if spaces else None,
+            index=index.hash,
+            shards=tuple(infos),
+            examples=plan.examples,
+            tokens=plan.tokens,
+            bytes=sum(info.bytes for info in infos) + index.bytes + (spaces.bytes if spaces else 0),
+        )
+        manifest.save(self.folder)
+        Draft.remove(self.folder)
+        return manifest

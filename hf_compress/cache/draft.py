@@ -1,0 +1,88 @@
+"""What a build that has begun is to become: `building.json`. A build that goes on must agree with it, or two halves would not fit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from hf_compress.cache.files import read_file, write_atomic
+from hf_compress.cache.manifest import TeacherIdentity
+from hf_compress.cache.plan import Plan
+from hf_compress.cache.selection import Selection
+from hf_compress.cache.strict_json import difference, parse
+from hf_compress.errors import CacheError
+
+FILE_NAME = "building.json"
+_LARGEST = 1 << 24
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The settings of a build, as JSON."""
+
+    content: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        teacher: TeacherIdentity,
+        tokenizer: str,
+        selection: Selection,
+        codec: str,
+        signals: Mapping[str, Any],
+        distillation: Mapping[str, Any],
+        plan: Plan,
+        batch_tokens: int,
+    ) -> Draft:
+        """Put together what has to stay as it is.
+
+        Args:
+            teacher, tokenizer, selection, codec, distillation: as the manifest will have them.
+            signals: which signals are stored.
+            plan: which examples, and in which batches.
+            batch_tokens: the plan's; other batches round otherwise.
+        """
+        examples = {"count": plan.examples, "keys": xxhash.xxh3_128_hexdigest(plan.keys.tobytes()), "tokens_a_forward": batch_tokens}
+        content = {
+            "teacher": asdict(teacher),
+            "tokenizer": tokenizer,
+            "selection": selection.to_json(),
+            "codec": codec,
+            "signals": dict(signals),
+            "distillation": dict(distillation),
+            "examples": examples,
+        }
+        return cls(json.loads(json.dumps(content)))
+
+    def agree_with(self, folder: Path) -> None:
+        """Look at what stands in the folder.
+
+        Raises:
+            CacheError: if a build with other settings was begun there.
+        """
+        path = folder / FILE_NAME
+        if not path.exists():
+            return
+        found = parse(read_file(path, _LARGEST), str(path))
+        if differs := difference(found, self.content):
+            raise CacheError(
+                f"A teacher on disk was begun in {folder} with other settings, and is not finished: {differs}. Finish it with the settings "
+                "it was begun with, choose another folder, or delete this one."
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write it before the first shard."""
+        write_atomic(folder / FILE_NAME, json.dumps(self.content, indent=1).encode())
+
+    @staticmethod
+    def remove(folder: Path) -> None:
+        """The build is done."""
+        with contextlib.suppress(FileNotFoundError):
+            (folder / FILE_NAME).unlink()

@@ -1,0 +1,126 @@
+"""Signals of a batch -> the rows that a shard stores, without padding.
+
+Values come off the teacher's device in one copy a column; numbers of several examples are one flat array, and counts say whose is whose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hf_compress.cache.codec import CodecName, encode
+from hf_compress.cache.fields import field_of, kept_group, queries_group, scores_group, selected_group, tokens_group
+from hf_compress.cache.select import select
+from hf_compress.cache.selection import Selection
+from hf_compress.cache.shard import Column
+from hf_compress.cache.widths import pack_mask
+from hf_compress.selected_state import KeptEntries, SelectedState, Space
+from hf_compress.signals import HiddenState, Signals
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class Rows:
+    """What one batch adds to a shard.
+
+    Attributes:
+        values: by column name, (rows, *item).
+        columns: by name.
+        counts: by group, (examples,) int64.
+    """
+
+    values: dict[str, Array] = field(default_factory=dict)
+    columns: dict[str, Column] = field(default_factory=dict)
+    counts: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+
+    def add(self, name: str, group: str, values: Tensor) -> None:
+        """Take a column in; bfloat16 goes as its bits."""
+        values = values.detach().cpu().contiguous()
+        dtype = str(values.dtype).removeprefix("torch.")
+        array = values.view(torch.uint16).numpy() if values.dtype == torch.bfloat16 else values.numpy()
+        self.values[name] = array
+        self.columns[name] = Column(name, group, dtype, tuple(array.shape[1:]))
+
+
+class Encoder:
+    """Encodes batches, all in one way.
+
+    Args:
+        selection: what is kept of hidden states; logits and attention scores are kept whole.
+        codec: how hidden states and attention scores are written; logits stay float32.
+        spaces: by field, the dimensions that all its tokens share, on the CPU.
+    """
+
+    def __init__(self, selection: Selection, codec: CodecName, spaces: Mapping[str, Space]) -> None:
+        self.selection, self.codec, self.spaces = selection, codec, spaces
+
+    def encode(self, signals: Signals, real: Tensor, special: Tensor, importance: Mapping[HiddenState, Tensor]) -> Rows:
+        """Encode one batch.
+
+        Args:
+            signals: the teacher's, of right-padded examples.
+            real: (batch, tokens) bool, on the CPU, True where a token is real.
+            special: (batch, tokens) bool, on the CPU.
+            importance: (batch, tokens) on the CPU for each hidden state, where tokens are ranked by attention now or later.
+        """
+        rows = Rows()
+        lengths = real.sum(1).numpy().astype(np.int64)
+        for name, logits in sorted(signals.logits.items()):
+            per_token = logits.dim() >= 2 and logits.shape[1] == real.shape[1] and (logits.dim() == 3 or name != "logits")
+            values = logits.float().cpu()
+            rows.add(f"{name}.values", tokens_group("layers") if per_token else "", values[real] if per_token else values)
+            if per_token:
+                rows.counts[tokens_group("layers")] = lengths
+        for key, states in sorted(signals.hidden_states.items()):
+            self._add_state(rows, key, states.float().cpu(), real, special, importance.get(key), lengths)
+        for score_key, scores in sorted(signals.attention_scores.items()):
+            self._add_scores(rows, field_of(score_key), score_key.stack, scores.float().cpu(), lengths)
+        return rows
+
+    def _add_state(
+        self, rows: Rows, key: HiddenState, states: Tensor, real: Tensor, special: Tensor, importance: Tensor | None, lengths: Array
+    ) -> None:
+        name, stack = field_of(key), key.stack
+        selected = select(states, real, special, importance, self.selection, self.spaces.get(name))
+        dense = self.selection.length == "all"
+        group = tokens_group(stack) if dense else selected_group(stack)
+        rows.counts[group] = lengths if dense else selected.chosen.sum(1).numpy().astype(np.int64)
+        if dense:
+            rows.add(f"special.{stack}", group, special[real].to(torch.uint8))
+            if importance is not None:
+                rows.add(f"{name}.importance", group, importance[real].float())
+        else:
+            rows.add(f"{name}.positions", group, selected.positions[selected.chosen].to(torch.uint16))
+        parts = encode(selected.values[selected.chosen], self.codec)
+        if "scales" in parts:
+            rows.add(f"{name}.scales", group, parts["scales"])
+        if isinstance(selected.space, KeptEntries):
+            self._add_kept(rows, name, stack, selected, selected.space, parts["values"])
+        else:
+            rows.add(f"{name}.values", group, parts["values"])
+
+    def _add_kept(self, rows: Rows, name: str, stack: str, selected: SelectedState, space: KeptEntries, values: Tensor) -> None:
+        """Magnitude: the kept numbers alone, and for each token which these are."""
+        group = tokens_group(stack) if self.selection.length == "all" else selected_group(stack)
+        mask = space.mask[selected.chosen]  # (rows, hidden)
+        rows.add(f"{name}.mask", group, pack_mask(mask))
+        rows.add(f"{name}.values", kept_group(stack), values[mask])
+        rows.counts[kept_group(stack)] = space.mask.flatten(1).sum(1).numpy().astype(np.int64)
+
+    def _add_scores(self, rows: Rows, name: str, stack: str, scores: Tensor, lengths: Array) -> None:
+        """(batch, heads, tokens, tokens): the square of each example's real tokens."""
+        heads = scores.shape[1]
+        squares = [scores[example, :, :length, :length].reshape(heads * length, length) for example, length in enumerate(lengths.tolist())]
+        parts = [encode(square, self.codec) for square in squares]
+        rows.add(f"{name}.values", scores_group(stack), torch.cat([part["values"].flatten() for part in parts]))
+        rows.counts[scores_group(stack)] = heads * lengths * lengths
+        if parts and "scales" in parts[0]:
+            rows.add(f"{name}.scales", queries_group(stack), torch.cat([part["scales"] for part in parts]))
+            rows.counts[queries_group(stack)] = heads * lengths

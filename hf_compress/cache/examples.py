@@ -1,0 +1,116 @@
+"""The examples of a data set as the teacher will read them, whatever the collator makes of them in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from hf_compress.cache.key import Canonical, Integers, Keys, canonical_examples
+from hf_compress.errors import DataError
+
+READ_BATCH = 256
+
+
+class Examples:
+    """A data set and its collator.
+
+    Args:
+        dataset: with a length and places, its columns those that the collator takes.
+        collator: makes a batch of a list of examples, as in training.
+        columns: the names of what the teacher's forward takes.
+        special_ids: token ids that are special.
+        pad_token_id: see `canonical_examples`.
+        num_workers: processes that read ahead.
+
+    Raises:
+        DataError: if the data set has no length, or the collator draws new inputs each time.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        collator: Callable[[list[Any]], Mapping[str, Any]],
+        columns: frozenset[str],
+        special_ids: Sequence[int] = (),
+        pad_token_id: int | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise DataError(
+                "The training data set has no length, so which examples a teacher on disk must hold is not known. Give a map-style data set, "
+                "or distil from a live teacher (no --teacher_cache_dir)."
+            )
+        self._dataset: Dataset[Any] = dataset
+        self._collator, self._num_workers = collator, num_workers
+        self.columns, self._special_ids, self._pad = columns, torch.tensor(list(special_ids), dtype=torch.int64), pad_token_id
+        self._refuse_what_changes()
+
+    def __len__(self) -> int:
+        return len(self._dataset)  # type: ignore[arg-type]
+
+    def canonical(self, places: Sequence[int]) -> Canonical:
+        """The examples at these places."""
+        return self._read(self._collator([self._dataset[place] for place in places]))
+
+    def scan(self) -> Iterator[Canonical]:
+        """All examples, a batch at a time, in the order of the data set."""
+        yield from map(self._read, self._loader(range(len(self))))
+
+    def batches(self, places: Sequence[Sequence[int]]) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
+        """The teacher's inputs for each list of places: right-padded, and trimmed.
+
+        Yields:
+            inputs: int64 (batch, tokens) by name, attention_mask among them; real: (batch, tokens) bool; special: (batch, tokens) bool.
+        """
+        for wanted in places:
+            yield self.padded(self.canonical(wanted))
+
+    def padded(self, examples: Canonical) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """See `batches`."""
+        width = max(1, int(examples.lengths.max(initial=0)))
+        real = torch.arange(width) < torch.from_numpy(examples.lengths)[:, None]
+        inputs = {}
+        for name in examples.columns:
+            values = np.zeros((len(examples), width), dtype=np.int64)
+            for row, length in enumerate(examples.lengths.tolist()):
+                values[row, :length] = examples.rows(name, row)
+            inputs[name] = torch.from_numpy(values)
+        if self._pad is not None:
+            inputs["input_ids"].masked_fill_(~real, self._pad)
+        special = torch.isin(inputs["input_ids"], self._special_ids) & real
+        return {**inputs, "attention_mask": real.long()}, real, special
+
+    def _read(self, batch: Mapping[str, Any]) -> Canonical:
+        return canonical_examples(batch, self.columns, pad_token_id=self._pad)
+
+    def _loader(self, places: range) -> DataLoader[Any]:
+        subset = Subset(self._dataset, places)
+        return DataLoader(subset, READ_BATCH, shuffle=False, collate_fn=self._collator, num_workers=self._num_workers)
+
+    def _refuse_what_changes(self) -> None:
+        """A collator that masks words at random makes other examples each time: no cache can hold them."""
+        few = list(range(min(len(self), 8)))
+        if few and not np.array_equal(self.canonical(few).keys(), self.canonical(few).keys()):
+            raise DataError(
+                f"The collator ({type(self._collator).__name__}) makes other inputs of the same examples each time, as masked language modelling "
+                "does, so no teacher on disk can hold them. Mask once, when the data is tokenized, or distil from a live teacher "
+                "(no --teacher_cache_dir)."
+            )
+
+
+def keys_and_lengths(examples: Examples, progress: Callable[[int], object]) -> tuple[Keys, Integers]:
+    """Every example's key and number of tokens, in the order of the data set; `progress` hears how many more are read."""
+    keys: list[Keys] = []
+    lengths: list[Integers] = []
+    for batch in examples.scan():
+        keys.append(batch.keys())
+        lengths.append(batch.lengths)
+        progress(len(batch))
+    if not keys:
+        raise DataError("The training data set is empty. Look at the file, and at --max_train_samples.")
+    return np.concatenate(keys), np.concatenate(lengths)

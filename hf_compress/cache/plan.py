@@ -1,0 +1,92 @@
+"""In which batches the teacher runs, and which of them make a shard: settled before the first forward.
+
+The plan hangs on the examples alone, not on how many processes share the work or where an earlier build stopped. So a build that was
+killed, and goes on with other processes, writes the shards that one at a stroke would have written, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_compress.cache.key import Integers, Keys
+
+# A shard is what a killed build loses at most.
+SHARD_BYTES = 64 * 2**20
+SHARD_EXAMPLES = 2048
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which example is computed when.
+
+    Attributes:
+        order: (unique examples,) places in the data set, by falling length: the batch that needs most memory comes first, and batches hold
+            examples of about one length.
+        keys: (unique examples, 2), in this order.
+        lengths: (unique examples,), in this order.
+        batches: for each batch, the slice of `order` that it is.
+        shards: for each shard, the slice of `batches` that it is.
+        duplicates: how many examples of the data set were seen before.
+    """
+
+    order: Integers
+    keys: Keys
+    lengths: Integers
+    batches: tuple[slice, ...]
+    shards: tuple[slice, ...]
+    duplicates: int
+
+    @property
+    def examples(self) -> int:
+        """Unique examples."""
+        return len(self.order)
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens of unique examples."""
+        return int(self.lengths.sum())
+
+    def span(self, shard: int) -> slice:
+        """The slice of `order` that a shard is."""
+        batches = self.batches[self.shards[shard]]
+        return slice(batches[0].start, batches[-1].stop)
+
+
+def make_plan(keys: Keys, lengths: Integers, *, batch_tokens: int, example_bytes: Callable[[int], float]) -> Plan:
+    """Sort, batch, and group into shards.
+
+    Args:
+        keys: (examples, 2), in the order of the data set; an example that comes twice is computed once.
+        lengths: (examples,) real tokens.
+        batch_tokens: how many tokens, padding included, a batch may have; one example at least.
+        example_bytes: what an example of that many tokens takes on disk.
+    """
+    _, first = np.unique(keys, axis=0, return_index=True)
+    first = np.sort(first)
+    by_length = first[np.lexsort((keys[first, 1], keys[first, 0], -lengths[first]))]
+    batches = tuple(_batches(lengths[by_length], batch_tokens))
+    shards = tuple(_shards(lengths[by_length], batches, example_bytes))
+    return Plan(by_length.astype(np.int64), keys[by_length], lengths[by_length], batches, shards, len(keys) - len(by_length))
+
+
+def _batches(lengths: Integers, batch_tokens: int) -> Iterator[slice]:
+    start = 0
+    while start < len(lengths):
+        size = max(1, batch_tokens // max(1, int(lengths[start])))  # the first of a batch is its longest
+        yield slice(start, min(start + size, len(lengths)))
+        start += size
+
+
+def _shards(lengths: Integers, batches: tuple[slice, ...], example_bytes: Callable[[int], float]) -> Iterator[slice]:
+    first, size, examples = 0, 0.0, 0
+    for number, batch in enumerate(batches):
+        size += sum(example_bytes(length) for length in lengths[batch].tolist())
+        examples += batch.stop - batch.start
+        if size >= SHARD_BYTES or examples >= SHARD_EXAMPLES:
+            yield slice(first, number + 1)
+            first, size, examples = number + 1, 0.0, 0
+    if first < len(batches):
+        yield slice(first, len(batches))

@@ -1,0 +1,140 @@
+"""The teacher's forward, as a builder needs it: the signals that are stored, and what tokens are ranked by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_compress.cache.encode import Encoder, Rows
+from hf_compress.cache.select import select
+from hf_compress.cache.selection import Selection
+from hf_compress.cache.tokens import token_importance
+from hf_compress.errors import TeacherError
+from hf_compress.signals import AttentionScores, HiddenState, Signals, SignalSource, SignalSpec
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TeacherRun:
+    """A teacher that is asked for what a cache stores.
+
+    Attributes:
+        source: the teacher.
+        spec: the signals to store.
+        selection: what is kept of hidden states.
+        device: where the teacher is.
+        forward_context: what its forward runs under (autocast).
+        ranks: whether its attention can be seen, so that tokens can be ranked.
+        summary_last: the stacks whose last token sums an example up, not the first.
+    """
+
+    source: SignalSource
+    spec: SignalSpec
+    selection: Selection
+    device: torch.device
+    forward_context: Callable[[], AbstractContextManager[object]]
+    ranks: bool
+    summary_last: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.selection.needs_importance and self.spec.hidden_states and not self.ranks:
+            raise TeacherError(
+                f"Tokens are to be selected by {self.selection.length}, but the teacher computes its attention in a way of its own, so it "
+                "cannot be seen. Select the first tokens (hsk_length left_first), or all."
+            )
+
+    @property
+    def ranking(self) -> dict[HiddenState, AttentionScores]:
+        """The layer whose attention ranks the tokens of a hidden state: the one that it comes out of."""
+        if not self.ranks or not (self.selection.needs_importance or self.selection.length == "all"):
+            return {}
+        return {key: AttentionScores(key.stack, max(1, key.layer)) for key in self.spec.hidden_states}
+
+    def ask(self, inputs: Inputs, real: Tensor) -> tuple[Signals, dict[HiddenState, Tensor]]:
+        """One forward.
+
+        Args:
+            inputs: right-padded, on the CPU.
+            real: (batch, tokens) bool, on the CPU.
+
+        Returns:
+            The signals, where the teacher left them; each hidden state's importance of tokens, on the CPU.
+
+        Raises:
+            TeacherError: if a signal is not finite at a real token.
+        """
+        ranking = self.ranking
+        asked = self.spec | SignalSpec(attention_scores=frozenset(ranking.values()))
+        with self.forward_context():
+            signals = self.source.signals({name: value.to(self.device) for name, value in inputs.items()}, asked)
+        on_device = real.to(self.device)
+        importance = {}
+        for key, score_key in ranking.items():
+            summary = real.sum(1) - 1 if key.stack in self.summary_last else torch.zeros(len(real), dtype=torch.int64)
+            scores = signals.attention_scores[score_key]
+            importance[key] = token_importance(scores, on_device, summary.to(self.device), self.selection.rank_by).cpu()
+        signals.attention_scores = {key: signals.attention_scores[key] for key in self.spec.attention_scores}
+        return signals, importance
+
+    def rows(self, encoder: Encoder, inputs: Inputs, real: Tensor, special: Tensor) -> Rows:
+        """One forward, encoded."""
+        signals, importance = self.ask(inputs, real)
+        _refuse_not_finite(signals, real)
+        return encoder.encode(signals, real, special, importance)
+
+    def selected_states(self, inputs: Inputs, real: Tensor, special: Tensor) -> dict[HiddenState, Tensor]:
+        """(tokens, hidden) of each hidden state, at the tokens that will be stored, with all their dimensions."""
+        signals, importance = self.ask(inputs, real)
+        whole = _with_all_dimensions(self.selection)
+        found = {}
+        for key, states in signals.hidden_states.items():
+            chosen = select(states.float().cpu(), real, special, importance.get(key), whole, None)
+            found[key] = chosen.values[chosen.chosen]
+        return found
+
+
+def _with_all_dimensions(selection: Selection) -> Selection:
+    return Selection(selection.depth, selection.tokens, selection.length, selection.rank_by, mask=selection.mask, seed=selection.seed)
+
+
+def _refuse_not_finite(signals: Signals, real: Tensor) -> None:
+    for name, tensor in signals.named_tensors().items():
+        at_tokens = tensor.dim() == 3 and tensor.shape[:2] == real.shape
+        looked_at = tensor[real.to(tensor.device)] if at_tokens else tensor
+        if name.startswith("attention_scores"):
+            continue  # the scores of padding may be anything; what is stored of them is looked at when it is encoded
+        if not bool(looked_at.isfinite().all()):
+            raise TeacherError(
+                f"The teacher's {name} is NaN or infinite for some examples, so it cannot teach. Load it in float32 "
+                "(--teacher_dtype float32), and look at its own score."
+            )
+
+
+def blank_signals(
+    spec: SignalSpec, run: TeacherRun, sizes: Mapping[str, tuple[int, int]], logits: Mapping[str, tuple[int, ...]]
+) -> Callable[[int], tuple[Signals, Mapping[HiddenState, Tensor]]]:
+    """Made-up signals in the shapes of the real ones, to see what they take on disk.
+
+    Args:
+        spec: what is stored.
+        run: whose ranking counts.
+        sizes: by stack, hidden size and number of heads.
+        logits: by name, the shape that the model's logits have of one example; -1 stands for its tokens.
+    """
+
+    def blank(tokens: int) -> tuple[Signals, Mapping[HiddenState, Tensor]]:
+        signals = Signals()
+        if spec.logits:
+            signals.logits = {name: torch.zeros(1, *(tokens if size == -1 else size for size in shape)) for name, shape in logits.items()}
+        for key in spec.hidden_states:
+            signals.hidden_states[key] = torch.zeros(1, tokens, sizes[key.stack][0])
+        for score_key in spec.attention_scores:
+            signals.attention_scores[score_key] = torch.zeros(1, sizes[score_key.stack][1], tokens, tokens)
+        return signals, {key: torch.zeros(1, tokens) for key in run.ranking}
+
+    return blank

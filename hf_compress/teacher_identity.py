@@ -1,0 +1,126 @@
+"""Who a teacher is, in words and numbers that can be stored: so that a cache is never read as another teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from hf_compress.cache.fields import stored_signals
+from hf_compress.cache.manifest import Manifest, TeacherIdentity
+from hf_compress.cache.reader import StoredHow
+from hf_compress.cache.select import keeps_whole_states
+from hf_compress.cache.selection import Selection
+from hf_compress.errors import TeacherError
+from hf_compress.layers.stack import pretrained_model, unwrap
+from hf_compress.task import Kind, ModelShape, Stack, kind_of, kind_of_classes
+from hf_compress.teacher_checks import labels_of
+
+
+def identity_of(model: nn.Module, name: str, autocast: str | None, scores: dict[str, float]) -> TeacherIdentity:
+    """Describe a teacher.
+
+    Args:
+        model: the teacher.
+        name: as the user named it.
+        autocast: the number format that its forward is cast to, None for none.
+        scores: its own, by metric.
+    """
+    config: Any = pretrained_model(model).config
+    stacks = {
+        stack: {"num_layers": size.num_layers, "hidden_size": size.hidden_size, "num_attention_heads": size.num_attention_heads}
+        for stack, size in ModelShape.of(model).stacks.items()
+    }
+    own = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return TeacherIdentity(
+        name=name,
+        model_class=type(unwrap(model)).__name__,
+        weights=weights_hash(model.state_dict().items()),
+        dtype=own if autocast is None else f"{own}, autocast to {autocast}",
+        stacks=stacks,
+        labels=tuple(labels_of(model)),
+        vocab_size=int(getattr(config.get_text_config(), "vocab_size", 0) or 0),
+        scores=scores,
+    )
+
+
+def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """XXH3-128 over names, types, shapes and bytes, in the order of names."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(weights, key=lambda item: item[0]):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """XXH3-128 over the vocabulary; "" where there is no tokenizer to look at."""
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return ""
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    return xxhash.xxh3_128_hexdigest("\n".join(f"{index} {word}" for word, index in words).encode())
+
+
+def special_ids_of(tokenizer: Any) -> list[int]:
+    """The ids that the tokenizer adds around text. An unknown word and a mask stand for words, so they are none."""
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return []
+    words = {tokenizer.unk_token_id, tokenizer.mask_token_id}
+    return sorted(set(tokenizer.all_special_ids) - words)
+
+
+def shape_of(manifest: Manifest, selection: Selection) -> ModelShape:
+    """What losses must know of a stored teacher.
+
+    Args:
+        manifest: of its cache.
+        selection: what is read of it.
+    """
+    teacher = manifest.teacher
+    part = not keeps_whole_states(selection)
+    stacks = {
+        name: Stack(size["num_layers"], size["hidden_size"], size["num_attention_heads"], selected=part)
+        for name, size in teacher.stacks.items()
+    }
+    spec = stored_signals([column.name for column in manifest.columns])
+    return ModelShape(teacher.model_class, kind_of_classes((teacher.model_class,)), stacks, bool(spec.attention_scores))
+
+
+def logits_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of one example's logits by name; -1 stands for its tokens.
+
+    Raises:
+        TeacherError: for a head whose logits are of no known shape.
+    """
+    kind: Kind = kind_of(model)
+    config: Any = pretrained_model(model).config
+    labels = int(config.num_labels or 0)
+    vocabulary = int(getattr(config.get_text_config(), "vocab_size", 0) or 0)
+    shapes: dict[Kind, dict[str, tuple[int, ...]]] = {
+        "sequence_classification": {"logits": (labels,)},
+        "token_classification": {"logits": (-1, labels)},
+        "question_answering": {"start_logits": (-1,), "end_logits": (-1,)},
+        "masked_lm": {"logits": (-1, vocabulary)},
+        "causal_lm": {"logits": (-1, vocabulary)},
+    }
+    if kind not in shapes:
+        raise TeacherError(
+            f"The predictions of a {type(unwrap(model)).__name__} are not stored on disk yet. Distil from a live teacher (no --teacher_cache_dir), "
+            "or leave the logits out (--distill_weights logits=0)."
+        )
+    return shapes[kind]
+
+
+def stored_how(manifest: Manifest) -> StoredHow:
+    """How a cache's hidden states are stored."""
+    return StoredHow.of(manifest)
+
+
+def has_cache(folder: str | Path) -> bool:
+    """Whether a finished cache lies there."""
+    return (Path(folder) / "manifest.json").exists()

@@ -1,0 +1,220 @@
+"""The teacher's side of a run: who answers, of what shape, and which losses go with it. Live, or from disk; the trainer takes either."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoTokenizer
+
+from hf_compress.arguments import CompressionArguments
+from hf_compress.cache.manifest import Manifest, refuse_mismatch
+from hf_compress.cache.reader import TeacherCache
+from hf_compress.cache.selection import Selection
+from hf_compress.cached_teacher import CachedTeacher
+from hf_compress.errors import LossError, TeacherError
+from hf_compress.layers.layer_map import LayerMap
+from hf_compress.layers.stack import pretrained_model, unwrap
+from hf_compress.losses.attention_scores import AttentionScoresLoss
+from hf_compress.losses.hidden_states import EmbeddingsLoss, HiddenStatesLoss
+from hf_compress.losses.logits import LogitsLoss
+from hf_compress.losses.loss import Loss
+from hf_compress.losses.recipes import DEFAULT_RECIPE, losses_of
+from hf_compress.signals import SignalSource
+from hf_compress.task import ModelShape, kind_of
+from hf_compress.teacher import LiveTeacher, load_teacher
+from hf_compress.teacher_checks import check_vocabularies, label_order, labels_of
+from hf_compress.teacher_identity import shape_of, tokenizer_hash, weights_hash
+
+logger = logging.getLogger(__name__)
+
+# The flags that a cache's manifest answers for where they are not given again.
+_RECIPE_FLAGS = ("distill_recipe", "distill_temperature", "distill_weights", "distill_layer_map", "distill_skip_heads")
+
+
+@dataclass(frozen=True)
+class TeacherSide:
+    """Who answers, and what is compared.
+
+    Attributes:
+        source: None where no loss needs a teacher.
+        shape: the teacher's; None without one.
+        losses: not resolved yet.
+    """
+
+    source: SignalSource | None
+    shape: ModelShape | None
+    losses: Sequence[Loss]
+
+
+def live_side(
+    student: nn.Module,
+    model: nn.Module | None,
+    path: str | None,
+    flags: CompressionArguments,
+    losses: Sequence[Loss] | None,
+    tokenizer: Any,
+) -> TeacherSide:
+    """A model beside the student.
+
+    Args:
+        student: the student.
+        model: the teacher; None for losses that need none.
+        path: where the teacher was loaded from, None if it was handed over.
+        flags: the run's.
+        losses: those given in Python; None for the recipe of the flags.
+        tokenizer: the student's.
+
+    Raises:
+        TeacherError, ArgumentError, LossError: if the two do not fit.
+    """
+    chosen = list(losses) if losses is not None else _recipe_of(flags, {})
+    if model is None:
+        return TeacherSide(None, None, chosen)
+    if model is student or unwrap(model) is unwrap(student):
+        raise TeacherError("Teacher and student are the same model object. Load the teacher a second time, or copy.deepcopy it.")
+    saved = path is not None and os.path.isfile(os.path.join(path, "tokenizer_config.json"))
+    check_vocabularies(student, model, tokenizer, AutoTokenizer.from_pretrained(path) if saved and path is not None else None)
+    order = label_order(student, labels_of(model)) if _compare_logits(chosen) else None
+    shape = ModelShape.of(model)
+    if flags.selection is not None:
+        chosen = with_selection(chosen, flags.selection, ModelShape.of(student), shape)
+    return TeacherSide(LiveTeacher(model, label_order=order), shape, chosen)
+
+
+def cached_side(
+    student: nn.Module,
+    flags: CompressionArguments,
+    losses: Sequence[Loss] | None,
+    tokenizer: Any,
+    teacher: nn.Module | None,
+    device: torch.device,
+) -> TeacherSide:
+    """A finished cache; no teacher is loaded.
+
+    Args:
+        student, flags, losses, tokenizer: as for `live_side`; recipe, layer map and selection that are not given are the cache's.
+        teacher: a model that was handed over, which the cache must be of.
+        device: where the student is.
+
+    Raises:
+        CacheError: if the cache is another teacher's or tokenizer's, or does not hold what the losses need.
+    """
+    assert flags.teacher_cache_dir is not None
+    cache = TeacherCache(flags.teacher_cache_dir, selection=flags.selection)
+    manifest = cache.manifest
+    _refuse_other_teacher(manifest, flags, teacher, kind_of(student))
+    _refuse_other_tokenizer(manifest, student, tokenizer)
+    chosen = list(losses) if losses is not None else _recipe_of(flags, manifest.distillation)
+    shape = shape_of(manifest, cache.selection)
+    if manifest.distillation.get("selected") or flags.selection is not None:
+        chosen = with_selection(chosen, cache.selection, ModelShape.of(student), shape)
+    if _compare_logits(chosen):
+        cache.put_labels_in_order(label_order(student, list(manifest.teacher.labels)))
+    pad, eos = getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None)
+    logger.info(
+        "teacher on disk: %s, %d examples of %s, hidden states %s",
+        flags.teacher_cache_dir,
+        len(cache),
+        manifest.teacher.name,
+        cache.selection.describe(),
+    )
+    return TeacherSide(CachedTeacher(cache, pad_token_id=pad if pad != eos else None, device=device), shape, chosen)
+
+
+def with_selection(losses: Sequence[Loss], selection: Selection, student: ModelShape, teacher: ModelShape) -> list[Loss]:
+    """The losses that a selection of hidden states leaves: the layers that it names, and no attention that is not asked for by name.
+
+    Raises:
+        LossError: for models with several stacks of layers.
+    """
+    depth = selection.depth
+    chosen: list[Loss] = []
+    for loss in losses:
+        if isinstance(loss, AttentionScoresLoss) and not loss.required:
+            logger.info("attention scores are left out: --hidden_states_selection %s is about hidden states", selection)
+            continue
+        every_layer = depth.layers is None and depth.scheme is None and depth.pairs is None
+        if isinstance(loss, HiddenStatesLoss) and not every_layer:
+            if type(loss) is EmbeddingsLoss:
+                continue  # layer 0 is one of the layers that the selection chooses from
+            if len(student.stacks) != 1:
+                raise LossError(
+                    f"--hidden_states_selection {selection} chooses layers of one stack, and the student has {', '.join(student.stacks)}."
+                )
+            (name,) = student.stacks
+            own = student.stacks[name].map_from(loss.layer_map, teacher.stacks[name])
+            pairs = depth.layer_map_pairs(student.stacks[name].num_layers, teacher.stacks[name].num_layers, own.pairs)
+            loss = replace(loss, layer_map=LayerMap(pairs))
+        chosen.append(loss)
+    return chosen
+
+
+def no_teacher(cache_dir: str | None) -> str:
+    """What to say where there is nobody to learn from."""
+    if cache_dir is not None:
+        return (
+            f"There is no finished teacher on disk in {cache_dir}, and no teacher to build it from: add --teacher_model_name_or_path with the "
+            "fine-tuned model, or name the folder of a finished cache (one with a manifest.json)."
+        )
+    return (
+        "DistillTrainer has no teacher: give --teacher_model_name_or_path a fine-tuned model, or DistillTrainer(teacher=model). "
+        "To drop layers without distilling, leave --trainer_class out."
+    )
+
+
+def recipe_settings(flags: CompressionArguments, losses_given: bool) -> dict[str, Any]:
+    """What a manifest keeps of the flags, so that a later run need not repeat them."""
+    kept = {} if losses_given else {name: getattr(flags, name) for name in _RECIPE_FLAGS if getattr(flags, name) is not None}
+    return {**kept, "selected": flags.selection is not None}
+
+
+def _recipe_of(flags: CompressionArguments, stored: Mapping[str, Any]) -> list[Loss]:
+    given = {name: getattr(flags, name) for name in _RECIPE_FLAGS}
+    if flags.distill_recipe is None or flags.distill_recipe == stored.get("distill_recipe", DEFAULT_RECIPE):
+        given = {name: value if value is not None else stored.get(name) for name, value in given.items()}
+    settings = CompressionArguments(**given)
+    return losses_of(
+        settings.recipe or DEFAULT_RECIPE,
+        layer_map=settings.layer_map,
+        temperature=settings.distill_temperature,
+        weights={str(name): weight for name, weight in settings.weights.items()},
+        skip_heads=settings.distill_skip_heads,
+    )
+
+
+def _compare_logits(losses: Sequence[Loss]) -> bool:
+    return any(isinstance(loss, LogitsLoss) and loss.weight for loss in losses)
+
+
+def _refuse_other_teacher(manifest: Manifest, flags: CompressionArguments, teacher: nn.Module | None, kind: Any) -> None:
+    """A teacher that is named beside the cache must be the one that it was built from; its file is hashed, and not loaded, if that will do."""
+    path = flags.teacher_model_name_or_path
+    if teacher is None and path is None:
+        return
+    if teacher is None:
+        assert path is not None
+        file = os.path.join(path, "model.safetensors")
+        if os.path.isfile(file) and weights_hash(load_file(file).items()) == manifest.teacher.weights:
+            return
+        teacher = load_teacher(path, kind, revision=flags.teacher_revision, dtype=flags.teacher_dtype)
+    command = "delete the folder, or name another with --teacher_cache_dir, and start the same command again"
+    refuse_mismatch(manifest, {"teacher.weights": weights_hash(teacher.state_dict().items())}, command)
+
+
+def _refuse_other_tokenizer(manifest: Manifest, student: nn.Module, tokenizer: Any) -> None:
+    found = tokenizer_hash(tokenizer)
+    if found and manifest.tokenizer:
+        refuse_mismatch(manifest, {"tokenizer": found}, "name another folder with --teacher_cache_dir, and the teacher")
+    size = getattr(pretrained_model(student).config.get_text_config(), "vocab_size", None)
+    if size is not None and manifest.teacher.vocab_size not in (0, size):
+        raise TeacherError(
+            f"Student and teacher have other vocabularies: {size} and {manifest.teacher.vocab_size} tokens. Take a student that was made from "
+            f"{manifest.teacher.name}, or a cache of a teacher with the student's tokenizer."
+        )
