@@ -17,7 +17,7 @@ from hf_compress.errors import ArgumentError
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
     """A hint " Did you mean 'symmetric'?", or "" where nothing known is near."""
-    found = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    found = get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{found[0]}'?" if found else ""
 
 

@@ -18,7 +18,7 @@ from hf_compress.errors import ArgumentError
 
 LayerDropStrategyName = Literal["top", "bottom", "symmetric", "alternate", "alternate_odd", "contribution"]
 StackName = Literal["encoder", "decoder", "both"]
-RecipeName = Literal["layerwise", "logits", "distilbert", "tinybert", "pkd"]
+RecipeName = Literal["layerwise", "logits", "distilbert", "tinybert", "pkd", "mud"]
 PhaseName = Literal["intermediate", "prediction"]
 LossName = Literal["labels", "logits", "hidden_states", "embeddings", "attention_scores"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -192,7 +192,7 @@ class CompressionArguments(TeacherCacheArguments):
         value = self.distill_layer_map
         if value is None or (isinstance(value, str) and value in get_args(LayerMapName)):
             return value
-        if isinstance(value, str) and ":" not in value:
+        if isinstance(value, str) and not any(letter in ":0123456789" for letter in value):
             return one_of(value, get_args(LayerMapName), flag="distill_layer_map")
         pairs = layer_pairs(value, flag="distill_layer_map")
         return ",".join(f"{student}:{teacher}" for student, teacher in pairs)
@@ -310,7 +310,10 @@ def compression_values(values: dict[str, Any], *, source: str) -> dict[str, Any]
     values = {ALIASES.get(name, name): value for name, value in values.items()}
     for name in values:
         if name not in FIELDS:
-            raise ArgumentError(f"{source}: there is no flag '{name}'.{nearest_name(name, FIELDS)}")
+            raise ArgumentError(
+                f"{source}: hf_compress has no flag '{name}'.{nearest_name(name, FIELDS)} Only its own flags belong in this file; "
+                "the script's stand on the command line."
+            )
     if "hf_compress_config" in values:
         raise ArgumentError(f"{source}: hf_compress_config cannot stand in such a file itself.")
     return values

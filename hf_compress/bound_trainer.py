@@ -1,8 +1,9 @@
 """The Trainer that a script gets from `hf-compress run`: a subclass that carries the flags, and where scripts find it.
 
     flags -> trainer_of(flags): BoundTrainer -> installed(bound): transformers.Trainer, transformers.trainer.Trainer -> the script
+                                                                  DistillTrainer.compression -> a script that takes DistillTrainer itself
 
-The flags stand in the class, not in a global or an environment variable, so two runs in one process do not meet.
+The flags stand in the classes, not in a global or an environment variable, so two runs in one process do not meet.
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ import transformers.trainer
 
 from hf_compress.argument_values import nearest_name
 from hf_compress.arguments import CompressionArguments
-from hf_compress.callbacks import LayerDropCallback, offer_examples
+from hf_compress.callbacks import LayerDropCallback, offer_examples, refuse_other_layers, take_flags, were_taken
 from hf_compress.errors import ArgumentError, CompressionError
 from hf_compress.task import TOKEN_KINDS, kind_of
+from hf_compress.trainer import DistillTrainer
+from hf_compress.trainer_seq2seq import Seq2SeqDistillTrainer
 from hf_compress.trim_padding import TrimPaddingCollator
 
 SEQ2SEQ = "transformers.trainer_seq2seq"
-OWN_TRAINERS = {
-    "DistillTrainer": "hf_compress.trainer:DistillTrainer",
-    "Seq2SeqDistillTrainer": "hf_compress.trainer_seq2seq:Seq2SeqDistillTrainer",
+# Loaded here, before `installed` puts another class in the place of their bases.
+OWN_TRAINERS: dict[str, type[transformers.Trainer]] = {
+    "DistillTrainer": DistillTrainer,
+    "Seq2SeqDistillTrainer": Seq2SeqDistillTrainer,
 }
 
 
@@ -40,10 +44,12 @@ class BoundTrainer:
 
     Attributes:
         trainer_class: the class to put where scripts find `Trainer`.
-        constructed: whether the script has made one.
+        compression: the flags.
+        constructed: whether the script has made one, or a DistillTrainer of its own that took the flags.
     """
 
     trainer_class: type[transformers.Trainer]
+    compression: CompressionArguments
     constructed: bool = False
 
 
@@ -62,12 +68,16 @@ def trainer_of(compression: CompressionArguments) -> BoundTrainer:
             "To drop layers without distilling, leave --trainer_class out."
         )
     if hasattr(base, "compression"):  # DistillTrainer and its kin read the flags themselves
-        return _bound(base, {"compression": compression}, compression=None)
+        has_flags = compression.trainer_class is None  # a class that was bound before, in the place of transformers.Trainer
+        return _bound(base, {} if has_flags else {"compression": compression}, compression, drops=False)
     if compression.distillation_flags:
         flags = ", ".join(f"--{name}" for name in compression.distillation_flags)
         found = "the script's own Trainer" if compression.trainer_class is None else f"{compression.trainer_class}, which"
         raise ArgumentError(f"{flags}: {found} does not distil; add --trainer_class DistillTrainer, or leave them out.")
-    return _bound(base, {"get_train_dataloader": _trimming(base)} if compression.trim_padding else {}, compression=compression)
+    namespace: dict[str, Any] = {"_load_from_checkpoint": _loading(base)}
+    if compression.trim_padding:
+        namespace["get_train_dataloader"] = _trimming(base)
+    return _bound(base, namespace, compression, drops=compression.wants_layer_drop or compression.wants_freezing)
 
 
 def find_trainer(name: str) -> type[transformers.Trainer]:
@@ -76,11 +86,15 @@ def find_trainer(name: str) -> type[transformers.Trainer]:
     Raises:
         ArgumentError: no such name, module or class, or a class that is no Trainer.
     """
-    module_name, colon, class_name = OWN_TRAINERS.get(name, name).partition(":")
+    if name == "Trainer":
+        return transformers.Trainer
+    if name in OWN_TRAINERS:
+        return OWN_TRAINERS[name]
+    module_name, colon, class_name = name.partition(":")
     if not colon:
         raise ArgumentError(
             f"--trainer_class: there is no '{name}'.{nearest_name(name, OWN_TRAINERS)} "
-            f"Known: {', '.join(OWN_TRAINERS)}; a class of your own is named package.module:Class."
+            f"Known: {', '.join(OWN_TRAINERS)}, Trainer; a class of your own is named package.module:Class."
         )
     try:
         found = getattr(importlib.import_module(module_name), class_name)
@@ -97,20 +111,21 @@ def find_trainer(name: str) -> type[transformers.Trainer]:
     return found
 
 
-def _bound(base: type[transformers.Trainer], namespace: dict[str, Any], *, compression: CompressionArguments | None) -> BoundTrainer:
-    """A subclass that notes its use, leaves no empty folder behind when it refuses, and drops layers if `compression` is given."""
+def _bound(base: type[transformers.Trainer], namespace: dict[str, Any], compression: CompressionArguments, *, drops: bool) -> BoundTrainer:
+    """A subclass that notes its use, leaves no empty folder behind when it refuses, and drops or freezes layers if it is to."""
 
     @functools.wraps(base.__init__)
     def init(self: transformers.Trainer, *args: Any, **kwargs: Any) -> None:
         bound.constructed = True
+        take_flags(compression)
         given = {**dict(zip(_names(base), args, strict=False)), **kwargs}
-        if compression is not None and (compression.wants_layer_drop or compression.wants_freezing):
+        if drops:
             given["callbacks"] = [_layer_drop_callback(compression, given), *(given.get("callbacks") or ())]
         with _no_empty_folder(given.get("args")):
             super(made, self).__init__(**given)
 
     made: Any = type(base.__name__, (base,), {**namespace, "__init__": init, "__module__": base.__module__, "__doc__": base.__doc__})
-    bound = BoundTrainer(made)
+    bound = BoundTrainer(made, compression)
     return bound
 
 
@@ -146,6 +161,16 @@ def _trimming(base: type[transformers.Trainer]) -> Callable[[transformers.Traine
     return get_train_dataloader
 
 
+def _loading(base: type[transformers.Trainer]) -> Callable[..., None]:
+    """The `_load_from_checkpoint` of a plain Trainer, which sees that the checkpoint kept the same layers before it loads any weight."""
+
+    def load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+        refuse_other_layers(resume_from_checkpoint, self.model if model is None else model)
+        base._load_from_checkpoint(self, resume_from_checkpoint, model)
+
+    return load_from_checkpoint
+
+
 @contextmanager
 def _no_empty_folder(training_arguments: transformers.TrainingArguments | None) -> Iterator[None]:
     """Take away the output folder if a refusal leaves it empty: Trainer makes it before `on_init_end` can refuse."""
@@ -161,7 +186,7 @@ def _no_empty_folder(training_arguments: transformers.TrainingArguments | None) 
 
 @contextmanager
 def installed(bound: BoundTrainer) -> Iterator[None]:
-    """Put the class where scripts find `Trainer`, and take it away afterwards.
+    """Put the class where scripts find `Trainer`, and the flags where a script's own DistillTrainer finds them; undo both afterwards.
 
     `transformers.trainer_seq2seq` binds its base when it is imported, so it is imported anew (and put back afterwards) if it was imported
     before; a class that is a Seq2SeqTrainer itself takes that name's place as well.
@@ -169,7 +194,8 @@ def installed(bound: BoundTrainer) -> Iterator[None]:
     top, module, seq2seq = vars(transformers), vars(transformers.trainer), sys.modules.get(SEQ2SEQ)
     seq2seq_trainer: Any = None if seq2seq is None else vars(seq2seq)["Seq2SeqTrainer"]
     before = {name: top.get(name) for name in ("Trainer", "Seq2SeqTrainer", "trainer_seq2seq")}
-    original = module["Trainer"]
+    original, flags = module["Trainer"], DistillTrainer.compression
+    DistillTrainer.compression = bound.compression
     top["Trainer"] = module["Trainer"] = bound.trainer_class
     if seq2seq is not None and issubclass(bound.trainer_class, seq2seq_trainer):
         top["Seq2SeqTrainer"] = vars(seq2seq)["Seq2SeqTrainer"] = bound.trainer_class
@@ -180,7 +206,8 @@ def installed(bound: BoundTrainer) -> Iterator[None]:
     try:
         yield
     finally:
-        module["Trainer"] = original
+        module["Trainer"], DistillTrainer.compression = original, flags
+        bound.constructed = bound.constructed or were_taken(bound.compression)
         sys.modules.pop(SEQ2SEQ, None)
         if seq2seq is not None:
             vars(seq2seq)["Seq2SeqTrainer"] = seq2seq_trainer

@@ -34,8 +34,8 @@ class TeacherCacheArguments:
     teacher_cache_dir: str | None = field(
         default=None,
         metadata=_flag(
-            "A folder with what the teacher says of the training data. Built there from --teacher_model_name_or_path if it is not there yet; "
-            "any later run trains from it with no teacher loaded."
+            "A folder with what the teacher says of the training data. Built there from --teacher_model_name_or_path if it is not there "
+            "yet; any later run trains from it with no teacher loaded."
         ),
     )
     teacher_cache_dtype: str | None = field(
@@ -45,8 +45,8 @@ class TeacherCacheArguments:
     hidden_states_selection: str | None = field(
         default=None,
         metadata=_flag(
-            "How much of the hidden states is stored, or read of what is stored: layers, tokens, share of the dimensions, as in 1l_10t_0.1h; "
-            "all by default.",
+            "How much of the hidden states is stored, or read of what is stored: layers, tokens, share of the dimensions, as in "
+            "1l_10t_0.1h; all by default.",
             "--hsk",
         ),
     )

@@ -1,4 +1,4 @@
-"""LayerDropCallback: drop and freeze layers in any Trainer.
+"""LayerDropCallback: drop and freeze layers in any Trainer. UnusedFlagsCallback: no flag does nothing in silence.
 
     Trainer(...)      on_init_end     freeze, then drop, in place, before there is an optimizer or a wrapper
     .train()          on_train_begin  is the model still the dropped one, and the checkpoint's the same?
@@ -12,21 +12,24 @@ from __future__ import annotations
 import json
 import logging
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import get_last_checkpoint
 
+from hf_compress.arguments import CompressionArguments
+from hf_compress.console_log import show_log
 from hf_compress.errors import ArgumentError, LayerDropError
 from hf_compress.layers.contribution import Collator, batches_of
 from hf_compress.layers.drop import LayerDrop, apply_drop, dropped_parameters, plan_drop
 from hf_compress.layers.freeze import check_freeze, freeze
 from hf_compress.layers.peft import base_is_forgotten, save_dropped_base
 from hf_compress.layers.record import KeptLayers, recorded_drop
-from hf_compress.layers.request import DropRequest
+from hf_compress.layers.request import DropRequest, named_layers
 from hf_compress.layers.stack import pretrained_model
 from hf_compress.layers.strategies import LayerDropStrategy, describe_layers
 
@@ -42,6 +45,48 @@ def offer_examples(callbacks: Iterable[Any], given: Mapping[str, Any]) -> None:
     for callback in callbacks:
         if isinstance(callback, LayerDropCallback) and examples is not None:
             callback.offer_examples(examples, given.get("data_collator"))
+
+
+DROP_FLAGS = (
+    *("layer_drop_strategy", "num_layers_to_drop", "layers_to_drop", "layers_to_keep", "layer_drop_threshold", "layer_drop_stack"),
+    *("freeze_embeddings", "layers_to_freeze"),
+)
+
+
+def take_flags(flags: CompressionArguments, names: Iterable[str] | None = None) -> None:
+    """Note on the flags that somebody acts on those of these names; without names, on all of them."""
+    vars(flags)["_taken"] = {*untaken_flags(flags)} & {*(flags.given if names is None else names)} | vars(flags).get("_taken", set())
+
+
+def were_taken(flags: CompressionArguments) -> bool:
+    """Whether anybody has taken any of the flags."""
+    return "_taken" in vars(flags)
+
+
+def untaken_flags(flags: CompressionArguments) -> tuple[str, ...]:
+    """The flags that were given and that nobody acts on."""
+    void = {"hf_compress_config", *(["trim_padding"] if flags.trim_padding is False else [])}  # a Trainer does that anyway
+    return tuple(name for name in flags.given if name not in void and name not in vars(flags).get("_taken", ()))
+
+
+class UnusedFlagsCallback(TrainerCallback):
+    """Refuses a Trainer whose `args` hold flags of hf_compress that it would pass over.
+
+    `DistillTrainingArguments` puts it among transformers' default callbacks as soon as a flag is given.
+
+    Raises ArgumentError in Trainer's __init__.
+    """
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See that a trainer of hf_compress, or a LayerDropCallback, has taken the flags."""
+        left = untaken_flags(args) if isinstance(args, CompressionArguments) else ()
+        if left:
+            raise ArgumentError(
+                f"The training arguments hold --{', --'.join(left)}, and a Trainer that is not hf_compress's own would pass over that. "
+                "A script changes two lines, and the second is missing: DistillTrainer in place of Trainer (from hf_compress import "
+                "DistillTrainer; Seq2SeqDistillTrainer in place of Seq2SeqTrainer). For layer dropping alone, "
+                "callbacks=[LayerDropCallback.from_arguments(args)] does as well."
+            )
 
 
 class DropArguments(Protocol):
@@ -113,7 +158,7 @@ class LayerDropCallback(TrainerCallback, ExportableState):
         stack: str | None = None,
     ) -> None:
         self.freeze_embeddings = freeze_embeddings
-        self.layers_to_freeze = tuple(layers_to_freeze)
+        self.layers_to_freeze = named_layers(layers_to_freeze, "layers_to_freeze") or ()
         self.stack = None if stack == "both" else stack
         asked = (strategy, num_layers_to_drop, layers_to_drop, layers_to_keep, threshold)
         freezes_only = all(value is None for value in asked) and (freeze_embeddings or bool(self.layers_to_freeze))
@@ -141,6 +186,8 @@ class LayerDropCallback(TrainerCallback, ExportableState):
         asks = (arguments.strategy, arguments.dropped, arguments.kept)
         if all(value is None for value in asks) and not arguments.freeze_embeddings and not arguments.frozen:
             raise ArgumentError("No flag asks for layers to be dropped or frozen, such as --layer_drop_strategy symmetric.")
+        if isinstance(arguments, CompressionArguments):
+            take_flags(arguments, DROP_FLAGS)
         return cls(
             arguments.strategy,
             num_layers_to_drop=arguments.num_layers_to_drop,
@@ -161,6 +208,7 @@ class LayerDropCallback(TrainerCallback, ExportableState):
         self, args: Any, state: Any, control: Any, model: nn.Module | None = None, optimizer: Any = None, **kwargs: Any
     ) -> None:
         """Freeze and drop. Raises LayerDropError with the model as it was."""
+        show_log()
         if model is None:
             raise LayerDropError("The Trainer has no model to drop layers from.")
         drop = None if self.request is None else self._plan(args, model, self.request)
@@ -168,6 +216,7 @@ class LayerDropCallback(TrainerCallback, ExportableState):
         if drop is not None:
             _check_optimizer(optimizer, model, drop)
         freeze(model, embeddings=self.freeze_embeddings, layers=self.layers_to_freeze, stack=self.stack)
+        self._say_what_is_frozen(model)
         self.came_in_time, self._model = True, weakref.ref(pretrained_model(model))
         if drop is None:
             return
@@ -209,8 +258,18 @@ class LayerDropCallback(TrainerCallback, ExportableState):
             "attributes": {"came_in_time": self.came_in_time, "kept": kept},
         }
 
+    def _say_what_is_frozen(self, model: nn.Module) -> None:
+        parts = ["embeddings"] if self.freeze_embeddings else []
+        parts += [f"layers {describe_layers(tuple(sorted(self.layers_to_freeze)))} of the full model"] if self.layers_to_freeze else []
+        if parts:
+            trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) / 1e6
+            whole = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+            logger.info("frozen: %s; %.2fM of %.2fM parameters are trained before layers are dropped", " and ".join(parts), trained, whole)
+
     def _plan(self, args: Any, model: nn.Module, request: DropRequest) -> LayerDrop:
         done_before = recorded_drop(pretrained_model(model).config) is not None
+        if done_before:
+            refuse_other_layers(getattr(args, "resume_from_checkpoint", None), model)
         recorded = None if done_before else _recorded_in_checkpoint(args)
         batches = None
         if request.strategy == "contribution" and self._examples is not None and recorded is None:
@@ -274,6 +333,47 @@ def _recorded_in_checkpoint(args: Any) -> dict[str, KeptLayers] | None:
             "would get into the wrong ones. Resume without dropping, or start anew in another output_dir."
         )
     return recorded
+
+
+def refuse_other_layers(checkpoint: Any, model: nn.Module, output_dir: str | None = None) -> None:
+    """See that a checkpoint's config records the same layers as the model's.
+
+    Args:
+        checkpoint: a folder, or True for the newest in `output_dir`; what is no folder, and one without a config (adapters only), passes.
+        model: with the layers that it will be trained with.
+        output_dir: of the run.
+
+    Raises:
+        LayerDropError: naming both, and what the checkpoint's run was asked for.
+    """
+    if checkpoint is True and output_dir and Path(output_dir).is_dir():
+        newest: Callable[[str], str | None] = get_last_checkpoint
+        checkpoint = newest(output_dir)
+    file = Path(checkpoint) / "config.json" if isinstance(checkpoint, str) else None
+    if file is None or not file.is_file():
+        return
+    saved = recorded_drop(json.loads(file.read_text(encoding="utf-8"))) or {}
+    present = recorded_drop(pretrained_model(model).config) or {}
+    if {name: (each.kept, each.num_layers) for name, each in saved.items()} == {
+        name: (each.kept, each.num_layers) for name, each in present.items()
+    }:
+        return
+    asked = dict(next(iter(saved.values())).request) if saved else {}
+    said = ", ".join(f"{name}={list(value) if isinstance(value, tuple) else value}" for name, value in asked.items())
+    raise LayerDropError(
+        f"The checkpoint to resume from ({checkpoint}) {_described(saved)}, and the model of this run {_described(present)}: its weights "
+        "would get into the wrong layers. "
+        + (f"Give this run the flags of the one that wrote it ({said}), " if said else "Resume without dropping layers, ")
+        + "or start anew in another output_dir."
+    )
+
+
+def _described(recorded: Mapping[str, KeptLayers]) -> str:
+    kept = [
+        ("" if name == "layers" else f"in the {name} ") + f"kept layers {describe_layers(each.kept)} of {each.num_layers}"
+        for name, each in recorded.items()
+    ]
+    return " and ".join(kept) or "has lost no layers"
 
 
 def _check_checkpoint(state: Any, recorded: Mapping[str, KeptLayers], *, may_be_older: bool) -> None:

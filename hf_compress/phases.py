@@ -37,6 +37,23 @@ def head_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in inner.parameters() if id(parameter) not in within_base or id(parameter) in of_pooler]
 
 
+def of_all_phases(outputs: Sequence[TrainOutput]) -> TrainOutput:
+    """One result of several: sums of steps, seconds, epochs and operations, the loss as a mean over steps, rates over all seconds."""
+    seconds = [output.metrics.get("train_runtime", 0.0) for output in outputs]
+    steps = [output.global_step for output in outputs]
+    metrics: dict[str, float] = dict(outputs[-1].metrics)
+    metrics["train_runtime"] = sum(seconds)
+    for rate in ("train_samples_per_second", "train_steps_per_second"):
+        done = sum(output.metrics.get(rate, 0.0) * runtime for output, runtime in zip(outputs, seconds, strict=True))
+        metrics[rate] = round(done / max(sum(seconds), 1e-9), 3)
+    for total in ("total_flos", "epoch"):
+        if total in metrics:
+            metrics[total] = sum(output.metrics.get(total, 0.0) for output in outputs)
+    loss = sum(output.training_loss * count for output, count in zip(outputs, steps, strict=True)) / max(1, sum(steps))
+    metrics["train_loss"] = loss
+    return TrainOutput(sum(steps), loss, metrics)
+
+
 class PhasedRun:
     """The phases of one run.
 
@@ -63,14 +80,11 @@ class PhasedRun:
             train: trains one phase, from a checkpoint or from where the model stands.
         """
         first, checkpoint = self._resume_point(resume)
-        output, seconds = None, 0.0
+        outputs: list[TrainOutput] = []
         for number, phase in enumerate(self._phases[first:], start=first):
             logger.info("phase %d of %d: %s, %g epochs", number + 1, len(self._phases), phase.name, phase.epochs)
-            output = self._run_one(number, phase, checkpoint if number == first else None, train)
-            seconds += output.metrics.get("train_runtime", 0.0)
-        assert output is not None
-        output.metrics["train_runtime"] = seconds
-        return output
+            outputs.append(self._run_one(number, phase, checkpoint if number == first else None, train))
+        return of_all_phases(outputs)
 
     def _run_one(self, number: int, phase: Phase, checkpoint: str | None, train: Callable[[str | None], TrainOutput]) -> TrainOutput:
         self._distillation.start(phase.name)

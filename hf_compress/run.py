@@ -14,7 +14,6 @@ The script's own errors and exit code pass through. An error of hf_compress is o
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import runpy
 import sys
@@ -23,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from hf_compress.console_log import console_log
 from hf_compress.errors import CompressionError, ScriptError
 from hf_compress.script_arguments import ScriptRequest, flag_parser, misspelt_flags, parse_command_line, script_command_line
 
@@ -66,7 +66,7 @@ def run_script(request: ScriptRequest) -> None:
     """
     assert request.script is not None
     with ExitStack() as stack:
-        stack.enter_context(_console_log())
+        stack.enter_context(console_log())
         script_argv = stack.enter_context(script_command_line(request))
         if request.help:
             print(f"flags of {request.script}:\n", flush=True)
@@ -78,6 +78,8 @@ def run_script(request: ScriptRequest) -> None:
 
             bound = trainer_of(request.compression)
             stack.enter_context(installed(bound))
+        if not request.help and os.environ.get("RANK", "0") == "0":
+            _note_before(request)
         try:
             runpy.run_path(str(request.script), run_name="__main__")
         except SystemExit as exit_request:
@@ -96,14 +98,21 @@ def run_script(request: ScriptRequest) -> None:
         flags = ", ".join(f"--{name}" for name in request.given)
         raise ScriptError(
             f"{request.script} ended without making a transformers.Trainer, so {flags} had no effect. A script with a training loop of its "
-            "own calls drop_layers(model, ...); one that already uses DistillTrainer takes these flags itself, without `hf-compress run`."
+            "own calls drop_layers(model, ...)."
         )
 
 
+def _note_before(request: ScriptRequest) -> None:
+    """Before the script starts: it may pass over what it does not know, and then a misspelt flag would show nowhere."""
+    _hint(request)
+    if not request.given:
+        print(f"hf-compress: note: no flag of hf_compress was given, so {request.script} runs as it is.", file=sys.stderr, flush=True)
+
+
 def _hint(request: ScriptRequest) -> None:
-    """After the script failed: say which of its arguments look like misspelt flags of ours."""
+    """Say which of the script's arguments look like misspelt flags of ours; before it starts, and again after it failed."""
     for hint in misspelt_flags(request):
-        print(f"hf-compress: note: {hint}", file=sys.stderr)
+        print(f"hf-compress: note: {hint}", file=sys.stderr, flush=True)
 
 
 def _leave_process_group() -> None:
@@ -129,25 +138,6 @@ def _as_main_script(script: Path, script_argv: list[str]) -> Iterator[None]:
     finally:
         sys.argv = argv
         sys.path[:] = path
-
-
-@contextmanager
-def _console_log() -> Iterator[None]:
-    """Show what hf_compress logs (which layers were kept, say) on the console, once, whatever the script does about logging."""
-    logger = logging.getLogger("hf_compress")
-    level, propagate = logger.level, logger.propagate
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-    logger.addHandler(handler)
-    is_first_process = os.environ.get("RANK", "0") == "0"
-    logger.setLevel(logging.INFO if is_first_process else logging.WARNING)
-    logger.propagate = False  # else a script's own root handler would show each line again
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
 
 
 if __name__ == "__main__":

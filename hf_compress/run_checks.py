@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +11,12 @@ from torch import nn
 from transformers import EarlyStoppingCallback
 
 from hf_compress.arguments import CompressionArguments, Phase
-from hf_compress.errors import ArgumentError, DataError
+from hf_compress.errors import ArgumentError, DataError, LossError, TeacherError
+from hf_compress.layers.record import recorded_drop
+from hf_compress.layers.stack import pretrained_model
+from hf_compress.losses.loss import Loss
+
+logger = logging.getLogger(__name__)
 
 # The flags that say what is compared.
 LOSS_FLAGS = ("distill_recipe", "distill_temperature", "distill_weights", "distill_layer_map", "distill_skip_heads")
@@ -19,17 +26,100 @@ def flags_in_force(given: CompressionArguments | None, args: Any, bound: Compres
     """The flags passed in, those in `args`, or those that `hf-compress run` bound to the trainer's class.
 
     Raises:
-        ArgumentError: if the last two both say something.
+        ArgumentError: if two of them say something.
     """
-    if given is not None:
-        return given
     own = args if isinstance(args, CompressionArguments) else None
+    if given is not None:
+        if own is not None and own is not given and own.given and given.given:
+            raise ArgumentError(
+                f"compression= says --{', --'.join(given.given)}, and args says --{', --'.join(own.given)}. Say it in one place: leave "
+                "compression= out, and the flags in args count."
+            )
+        return given
     if own is not None and bound is not None and own is not bound and own.given and bound.given:
         raise ArgumentError(
-            f"The script takes --{', --'.join(own.given)} itself, and `hf-compress run` was given --{', --'.join(bound.given)}. "
-            "Run this script without `hf-compress run`."
+            f"The script takes the flags of hf_compress itself, and gives --{', --'.join(own.given)}; `hf-compress run` was given "
+            f"--{', --'.join(bound.given)} as well. Run this script without `hf-compress run`."
         )
     return next((flags for flags in (own, bound) if flags is not None and flags.given), own or bound or CompressionArguments())
+
+
+def check_trainer_class(classes: Sequence[type], flags: CompressionArguments) -> None:
+    """A script that makes its trainer itself cannot be told to take another.
+
+    Args:
+        classes: the trainer's class, and its parents up to DistillTrainer.
+        flags: in force.
+
+    Raises:
+        ArgumentError: `--trainer_class` names none of the classes.
+    """
+    name = flags.trainer_class
+    bound = any(vars(each).get("compression") is flags for each in classes[:-1])  # `hf-compress run` and our example made it so
+    if name is None or bound or any(name in (each.__name__, f"{each.__module__}:{each.__qualname__}") for each in classes):
+        return
+    raise ArgumentError(
+        f"--trainer_class {name} would have no effect: this script takes {classes[0].__name__} whatever the flag says. Leave it out. "
+        "Without a teacher and the flags that begin with --distill_, that trains on the labels alone, as Trainer does."
+    )
+
+
+def check_teacher_and_losses(teacher: object, losses: object, *, from_disk: bool, nobody: str) -> None:
+    """Refuse, before there is any data, a teacher that is no model, what is no list of losses, and losses without the teacher they need.
+
+    Args:
+        teacher: a model, or the path of one.
+        losses: as given; None for the recipe of the flags.
+        from_disk: a finished teacher on disk answers instead of the model.
+        nobody: what to say where there is no teacher.
+
+    Raises:
+        TeacherError, LossError: with the way out.
+    """
+    if teacher is not None and not isinstance(teacher, (str, nn.Module)):
+        raise TeacherError(f"teacher is {teacher!r}: expected a fine-tuned model, or the path of one as text.")
+    _check_losses(losses)
+    if teacher is not None or from_disk:
+        return
+    if losses is None:
+        raise TeacherError(nobody)
+    assert isinstance(losses, (list, tuple))
+    names = [loss.name for loss in losses if loss.needs_teacher and loss.weight]
+    if names:
+        raise TeacherError(
+            f"The losses {', '.join(names)} compare with a teacher, but none was given: --teacher_model_name_or_path, or "
+            "DistillTrainer(teacher=model)."
+        )
+
+
+def _check_losses(losses: object) -> None:
+    if losses is None:
+        return
+    if not isinstance(losses, (list, tuple)):
+        example = f"losses=[{type(losses).__name__}(...)]" if isinstance(losses, Loss) else "losses=[LogitsLoss()]"
+        raise LossError(f"losses is {losses!r}, and has to be a list of losses: {example}.")
+    if not losses:
+        raise LossError("losses is an empty list, so there is nothing to learn from. Leave it out for the recipe of the flags.")
+    for each in losses:
+        if not isinstance(each, Loss):
+            raise LossError(
+                f"losses holds {each!r}, which is no loss: in Python losses are objects, as in losses=[LogitsLoss(), "
+                "LabelsLoss(weight=0.5)]; their names belong to the flags (--distill_weights)."
+            )
+
+
+def warn_of_same_model(student: nn.Module, path: str) -> None:
+    """Say that a model is its own teacher, unless layers were dropped since it was loaded."""
+    config = pretrained_model(student).config
+    loaded = str(getattr(config, "_name_or_path", None) or "")
+    same = bool(loaded) and (loaded == path or (os.path.isdir(loaded) and os.path.isdir(path) and os.path.samefile(loaded, path)))
+    if same and recorded_drop(config) is None:
+        logger.warning(
+            "Teacher and student are both loaded from %s, so the student begins as its own teacher and has nothing to learn from it. "
+            "Make a smaller student (`hf-compress student %s -o DIR --num_hidden_layers N`), or drop layers.",
+            path,
+            path,
+        )
 
 
 def check_flags(flags: CompressionArguments, *, losses_given: bool, teacher_given: bool) -> None:

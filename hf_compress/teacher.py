@@ -32,7 +32,9 @@ class LiveTeacher:
 
     def __init__(self, model: nn.Module, *, label_order: tuple[int, ...] | None = None) -> None:
         self.model = model.requires_grad_(False).eval()
-        self.columns = frozenset(inspect.signature(unwrap(model).forward).parameters) - {"labels", "label", "label_ids"}
+        parameters = inspect.signature(unwrap(model).forward).parameters.values()
+        named = (each.name for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL))
+        self.columns = frozenset(named) - {"labels", "label", "label_ids"}
         self._order = None if label_order is None else torch.tensor(label_order)
         self._capture: Capture | None = None
 

@@ -116,6 +116,7 @@ def refuse_missing_examples(cache: TeacherCache, examples: Examples) -> None:
     else:
         reason = "only part of it: there are examples more than when the cache was built (--max_train_samples, augmentation)"
     raise CacheError(
-        f"{absent} of {len(looked_up)} training examples that were looked up are not in the teacher on disk ({cache.folder}). It holds {reason}. "
+        f"{absent} of {len(looked_up)} training examples that were looked up are not in the teacher on disk ({cache.folder}). It holds "
+        f"{reason}. "
         "Build one of this data: name another folder with --teacher_cache_dir, and the teacher with --teacher_model_name_or_path."
     )

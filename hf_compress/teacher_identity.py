@@ -110,8 +110,8 @@ def logits_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     }
     if kind not in shapes:
         raise TeacherError(
-            f"The predictions of a {type(unwrap(model)).__name__} are not stored on disk yet. Distil from a live teacher (no --teacher_cache_dir), "
-            "or leave the logits out (--distill_weights logits=0)."
+            f"The predictions of a {type(unwrap(model)).__name__} are not stored on disk yet. Distil from a live teacher (no "
+            "--teacher_cache_dir), or leave the logits out (--distill_weights logits=0)."
         )
     return shapes[kind]
 

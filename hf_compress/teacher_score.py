@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from hf_compress.signals import SignalSource, SignalSpec
+
+logger = logging.getLogger(__name__)
 
 
 def teacher_score(
@@ -48,3 +51,16 @@ def teacher_score(
         return {}
     scores = compute_metrics(EvalPrediction(predictions=np.concatenate(predictions), label_ids=np.concatenate(references)))
     return {f"teacher_{name}": float(value) for name, value in scores.items() if isinstance(value, (int, float))}
+
+
+def say_score(scores: Mapping[str, float], num_labels: int | None) -> None:
+    """Log the score, and warn of a teacher that is right less often than chance."""
+    accuracy = scores.get("teacher_accuracy", 1.0)
+    if accuracy < 1 / max(2, num_labels or 0):
+        logger.warning(
+            "The teacher is right in %.1f%% of the cases, less than chance: its labels may stand in another order than the data's. "
+            "Look at id2label in both configs.",
+            100 * accuracy,
+        )
+    if scores:
+        logger.info("The teacher's own score: %s", ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))

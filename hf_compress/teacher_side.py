@@ -160,8 +160,8 @@ def no_teacher(cache_dir: str | None) -> str:
     """What to say where there is nobody to learn from."""
     if cache_dir is not None:
         return (
-            f"There is no finished teacher on disk in {cache_dir}, and no teacher to build it from: add --teacher_model_name_or_path with the "
-            "fine-tuned model, or name the folder of a finished cache (one with a manifest.json)."
+            f"There is no finished teacher on disk in {cache_dir}, and no teacher to build it from: add --teacher_model_name_or_path with "
+            "the fine-tuned model, or name the folder of a finished cache (one with a manifest.json)."
         )
     return (
         "DistillTrainer has no teacher: give --teacher_model_name_or_path a fine-tuned model, or DistillTrainer(teacher=model). "
@@ -194,7 +194,8 @@ def _compare_logits(losses: Sequence[Loss]) -> bool:
 
 
 def _refuse_other_teacher(manifest: Manifest, flags: CompressionArguments, teacher: nn.Module | None, kind: Any) -> None:
-    """A teacher that is named beside the cache must be the one that it was built from; its file is hashed, and not loaded, if that will do."""
+    """A teacher that is named beside the cache must be the one that it was built from; its file is hashed, and not loaded, if that will "
+    "do."""
     path = flags.teacher_model_name_or_path
     if teacher is None and path is None:
         return
@@ -215,6 +216,6 @@ def _refuse_other_tokenizer(manifest: Manifest, student: nn.Module, tokenizer: A
     size = getattr(pretrained_model(student).config.get_text_config(), "vocab_size", None)
     if size is not None and manifest.teacher.vocab_size not in (0, size):
         raise TeacherError(
-            f"Student and teacher have other vocabularies: {size} and {manifest.teacher.vocab_size} tokens. Take a student that was made from "
-            f"{manifest.teacher.name}, or a cache of a teacher with the student's tokenizer."
+            f"Student and teacher have other vocabularies: {size} and {manifest.teacher.vocab_size} tokens. Take a student that was made "
+            f"from {manifest.teacher.name}, or a cache of a teacher with the student's tokenizer."
         )

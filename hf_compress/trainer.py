@@ -1,6 +1,7 @@
 """`DistillTrainer`: transformers' Trainer, whose loss compares the student with a teacher.
 
-It only introduces them: what is compared, and how, is in `distillation` and `losses`. In evaluation it is a plain Trainer.
+It only introduces them: what is compared, and how, is in `distillation` and `losses`. In evaluation it is a plain Trainer, and in training
+too where it read flags and they ask for no distillation.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import datasets
@@ -20,19 +21,28 @@ from transformers.trainer_utils import TrainOutput
 
 from hf_compress.arguments import CompressionArguments
 from hf_compress.cached_teacher import ENTRY, CachedTeacher
-from hf_compress.callbacks import LayerDropCallback, offer_examples
+from hf_compress.callbacks import LayerDropCallback, offer_examples, refuse_other_layers, take_flags
+from hf_compress.console_log import show_log
 from hf_compress.distillation import Distillation
-from hf_compress.errors import LossError, TeacherError
 from hf_compress.layers.stack import pretrained_model, unwrap
 from hf_compress.loss_log import FiniteWatch, LossLog
 from hf_compress.losses.loss import Loss
 from hf_compress.phases import PhasedRun
-from hf_compress.run_checks import check_flags, check_optimizer, check_run, flags_in_force
+from hf_compress.run_checks import (
+    check_flags,
+    check_optimizer,
+    check_run,
+    check_teacher_and_losses,
+    check_trainer_class,
+    flags_in_force,
+    warn_of_same_model,
+)
 from hf_compress.task import TOKEN_KINDS, kind_of
+from hf_compress.task_loss import labels_mean, refuse_foreign_loss, with_decoder_inputs
 from hf_compress.teacher import LiveTeacher, load_teacher
 from hf_compress.teacher_cache_run import build_for_run, examples_of, refuse_missing_examples
 from hf_compress.teacher_identity import has_cache
-from hf_compress.teacher_score import teacher_score
+from hf_compress.teacher_score import say_score, teacher_score
 from hf_compress.teacher_side import cached_side, live_side, no_teacher, recipe_settings
 from hf_compress.trim_padding import TrimPaddingCollator
 
@@ -74,11 +84,19 @@ class DistillTrainer(Trainer):
         compression: CompressionArguments | None = None,
         **kwargs: Any,
     ) -> None:
-        self.compression = flags_in_force(compression, args, type(self).compression)
+        show_log()
+        cls = type(self)
+        self.compression = flags = flags_in_force(compression, args, cls.compression)
+        check_trainer_class(cls.__mro__[: cls.__mro__.index(DistillTrainer) + 1], flags)
+        take_flags(flags)
         kwargs |= dict(zip(_POSITIONAL, positional, strict=False))
         self.distillation: Distillation | None = None
-        self._teacher = teacher if teacher is not None else self.compression.teacher_model_name_or_path
+        self._teacher = teacher if teacher is not None else flags.teacher_model_name_or_path
         self._losses = losses
+        has_flags = compression is None and (isinstance(args, CompressionArguments) or cls.compression is not None)
+        self._labels_alone = has_flags and teacher is None and losses is None and not flags.wants_distillation
+        if not self._labels_alone:
+            check_teacher_and_losses(self._teacher, losses, from_disk=self._reads_cache(), nobody=no_teacher(flags.teacher_cache_dir))
         self._log_parts, self._watch = LossLog(), FiniteWatch()
         self._teacher_score: dict[str, float] = {}
         self._student_columns: frozenset[str] | None = None
@@ -86,16 +104,18 @@ class DistillTrainer(Trainer):
         self._own_loss_ran = False
         self._loaded_teacher: PreTrainedModel | None = None
         callbacks = list(kwargs.pop("callbacks", None) or [])
-        if self.compression.wants_layer_drop or self.compression.wants_freezing:
-            callbacks.append(LayerDropCallback.from_arguments(self.compression))
+        if flags.wants_layer_drop or flags.wants_freezing:
+            callbacks.append(LayerDropCallback.from_arguments(flags))
         offer_examples(callbacks, kwargs)
         super().__init__(model, args, **kwargs, callbacks=callbacks)
+        if self._labels_alone:
+            return
         # Our loss is a mean over the whole step, on all processes: the Trainer must not scale it once more.
         self.model_accepts_loss_kwargs = False
         self._always_divides = hasattr(self, "loss_is_scaled_for_ga")  # earlier Trainers do not where there is a compute_loss_func
         self.loss_is_scaled_for_ga = False
         if self.train_dataset is not None:
-            check_run(self, self.compression.phases)
+            check_run(self, flags.phases)
             self._set_up()
 
     @property
@@ -105,19 +125,22 @@ class DistillTrainer(Trainer):
 
     # --- set-up ---
 
+    def _reads_cache(self) -> bool:
+        assert self.compression is not None
+        return self.compression.teacher_cache_dir is not None and has_cache(self.compression.teacher_cache_dir)
+
     def _set_up(self) -> None:
         """Load the teacher, see that it fits, and let the losses choose what they need of both models."""
         assert self.compression is not None
         student, flags = self._student, self.compression
         path = self._teacher if isinstance(self._teacher, str) else None
         handed_over = self._teacher if isinstance(self._teacher, nn.Module) else None
-        from_disk = flags.teacher_cache_dir is not None and has_cache(flags.teacher_cache_dir)
-        if self._losses is None and self._teacher is None and not from_disk:
-            raise TeacherError(no_teacher(flags.teacher_cache_dir))
         check_flags(flags, losses_given=self._losses is not None, teacher_given=handed_over is not None)
-        if from_disk:
+        if self._reads_cache():
             side = cached_side(student, flags, self._losses, self.processing_class, handed_over, self.args.device)
         else:
+            if path is not None:
+                warn_of_same_model(student, path)
             if path is not None and self._loaded_teacher is None:  # once, also where model_init builds many students
                 self._loaded_teacher = load_teacher(path, kind_of(student), revision=flags.teacher_revision, dtype=flags.teacher_dtype)
             model = self._loaded_teacher if path is not None else handed_over
@@ -125,6 +148,8 @@ class DistillTrainer(Trainer):
         source = side.source.to(self.args.device) if isinstance(side.source, LiveTeacher) else side.source
         label_name = self.label_names[0] if len(self.label_names) == 1 else "labels"
         self.distillation = Distillation(student, side.losses, source, side.shape, self.processing_class, label_name)
+        if isinstance(source, CachedTeacher):
+            source.cache.refuse_absent(self.distillation.whole_teacher_spec)
         check_optimizer(self.optimizer, self.distillation.projections)
         self._signature_columns = None  # to be read again, with the teacher's
         self._set_signature_columns_if_needed()
@@ -139,6 +164,8 @@ class DistillTrainer(Trainer):
                 if isinstance(callback, LayerDropCallback):
                     callback.on_init_end(self.args, self.state, self.control, model=model)
             self.model = model.to(self.args.device)
+            if self._labels_alone:
+                return model
             running = self.distillation is not None and self.distillation.running
             self._set_up()
             if running and self.distillation is not None:
@@ -163,7 +190,8 @@ class DistillTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The Trainer's, with each batch cut to its longest example."""
         collator = self.data_collator
-        if self.compression is None or self.compression.trim_padding is not False:
+        wanted = None if self.compression is None else self.compression.trim_padding
+        if wanted or (wanted is None and not self._labels_alone):
             half_on_gpu = self.args.device.type == "cuda" and (self.args.fp16 or self.args.bf16)
             sequences = kind_of(self._student) in TOKEN_KINDS
             self.data_collator = TrimPaddingCollator(collator, sequences, pad_to_multiple_of=8 if half_on_gpu else None)
@@ -188,7 +216,9 @@ class DistillTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """In training the distillation's loss; in evaluation the task's own."""
-        inputs = self._with_decoder_inputs(inputs)
+        if self._labels_alone:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs = with_decoder_inputs(self._student, inputs)
         if self.distillation is None or not self.distillation.running or not model.training or self._counts is None:
             own = {name: value for name, value in inputs.items() if self._reaches_student(name)}
             return super().compute_loss(model, own, return_outputs, num_items_in_batch)
@@ -203,7 +233,9 @@ class DistillTrainer(Trainer):
         self._watch.watch(signals, self.state.global_step)
         if self.state.global_step == 0:
             self._watch.check()  # once, so that a broken teacher stops the run at its first step
-        parts = distillation.parts(outputs, signals, inputs, self._counts, lambda out, count: self._labels_mean(out, inputs, count))
+        parts = distillation.parts(
+            outputs, signals, inputs, self._counts, lambda out, count: labels_mean(self, self._student, out, inputs, count)
+        )
         # Processes' gradients are averaged, and the Trainer divides by the number of micro-batches: both are in our counts already.
         scale = self.accelerator.num_processes * self._micro_batches()
         self._log_parts.add(parts, self.state.global_step)
@@ -213,32 +245,13 @@ class DistillTrainer(Trainer):
     def _check_that_own_loss_runs(self) -> None:
         """A script's own compute_loss or training_step may have taken the place of ours: a step was counted, and none computed."""
         if self._counts is not None and not self._own_loss_ran:
-            raise LossError(
-                f"{type(self).__name__} computes a loss of its own and never calls DistillTrainer.compute_loss, so nothing would be "
-                "distilled. Take its compute_loss or training_step out, or let it call super().compute_loss(...) and add to that."
-            )
+            refuse_foreign_loss(type(self).__name__)
 
     def _micro_batches(self) -> int:
         """By how much the Trainer will divide."""
         if not self._always_divides and self.compute_loss_func is not None:
             return 1
         return int(getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps))
-
-    def _labels_mean(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], count: Tensor) -> Tensor:
-        """The task's own loss, a mean over this micro-batch's `count` labels."""
-        if self.compute_loss_func is not None:
-            mean: Tensor = self.compute_loss_func(outputs, inputs.get("labels"), num_items_in_batch=count)
-            return mean
-        if self.label_smoother is not None and "labels" in inputs:
-            smoothed: Tensor = self.label_smoother(outputs, inputs["labels"], shift_labels=kind_of(self._student) == "causal_lm")
-            return smoothed
-        if outputs.get("loss") is None:
-            raise LossError(
-                f"The model returned no loss of its own from the columns {', '.join(inputs)}, but the labels have a weight. "
-                "Give the data labels, or leave them out: --distill_weights labels=0."
-            )
-        own: Tensor = outputs["loss"]
-        return own
 
     def _reaches_student(self, name: str, *, labels: bool = True) -> bool:
         """Whether a column goes into the student: not those only the teacher reads, nor labels that no loss uses."""
@@ -248,17 +261,14 @@ class DistillTrainer(Trainer):
             return False
         return self._student_columns is None or name in self._student_columns or name not in self._teacher_columns()
 
-    def _with_decoder_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Encoder-decoder models make decoder inputs from labels; without labels somebody else must."""
-        prepare = getattr(unwrap(self._student), "prepare_decoder_input_ids_from_labels", None)
-        if prepare is None or "decoder_input_ids" in inputs or "labels" not in inputs:
-            return inputs
-        return {**inputs, "decoder_input_ids": prepare(labels=inputs["labels"])}
-
     # --- running, logging, saving ---
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, phase by phase where phases are given; the teacher's own score is logged first."""
+        if self._labels_alone:
+            logger.info("No teacher, no losses and no flags of the distillation are given: training on the labels alone.")
+            refuse_other_layers(resume_from_checkpoint, self._student, self.args.output_dir)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         if self.distillation is None:  # the training data came after __init__
             assert self.compression is not None
             check_run(self, self.compression.phases)
@@ -278,6 +288,7 @@ class DistillTrainer(Trainer):
         def train_once(checkpoint: str | bool | None) -> TrainOutput:
             self._log_parts.restart()
             self._counts, self._own_loss_ran = None, False
+            refuse_other_layers(checkpoint, self._student, self.args.output_dir)
             output = super(DistillTrainer, self).train(checkpoint, *args, **kwargs)
             self._check_that_own_loss_runs()
             self._watch.check()
@@ -349,24 +360,14 @@ class DistillTrainer(Trainer):
             return  # elsewhere a script's metrics want more than logits
         self._teacher_score = teacher_score(
             teacher,
-            map(self._with_decoder_inputs, self.get_eval_dataloader()),
+            (with_decoder_inputs(self._student, batch) for batch in self.get_eval_dataloader()),
             self.compute_metrics,
             self.accelerator,
             self.label_names,
             self.preprocess_logits_for_metrics,
         )
-        accuracy, chance = (
-            self._teacher_score.get("teacher_accuracy", 1.0),
-            1 / max(2, pretrained_model(self._student).config.num_labels or 0),
-        )
-        if accuracy < chance:
-            logger.warning(
-                "The teacher is right in %.1f%% of the cases, less than chance: its labels may stand in another order than the data's. "
-                "Look at id2label in both configs.",
-                100 * accuracy,
-            )
-        if self._teacher_score and self.is_world_process_zero():
-            logger.info("The teacher's own score: %s", ", ".join(f"{name} {value:.4g}" for name, value in self._teacher_score.items()))
+        if self.is_world_process_zero():
+            say_score(self._teacher_score, pretrained_model(self._student).config.num_labels)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's log, with each part of the loss beside the whole."""

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import transformers.trainer
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from hf_compress.arguments import CompressionArguments
+from hf_compress.callbacks import UnusedFlagsCallback
+
+
+def _watch_for_unused_flags(flags: CompressionArguments) -> None:
+    """From the first flag on, every Trainer of this process looks whether its arguments hold flags that nobody takes."""
+    callbacks: list[Any] = transformers.trainer.DEFAULT_CALLBACKS
+    if flags.given and UnusedFlagsCallback not in callbacks:
+        callbacks.append(UnusedFlagsCallback)
 
 
 @dataclass
@@ -25,6 +35,7 @@ class DistillTrainingArguments(CompressionArguments, TrainingArguments):
         CompressionArguments.__post_init__(self)
         finish: Callable[[], None] = super(CompressionArguments, self).__post_init__
         finish()
+        _watch_for_unused_flags(self)
 
 
 @dataclass
@@ -39,3 +50,4 @@ class Seq2SeqDistillTrainingArguments(CompressionArguments, Seq2SeqTrainingArgum
         CompressionArguments.__post_init__(self)
         finish: Callable[[], None] = super(CompressionArguments, self).__post_init__
         finish()
+        _watch_for_unused_flags(self)

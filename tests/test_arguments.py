@@ -75,6 +75,7 @@ def test_layers_are_ranges_numbers_or_a_list(text: str | list[int]) -> None:
         ({"distill_layer_map": "unifrom"}, ["Did you mean 'uniform'?"]),
         ({"distill_layer_map": "1:3,1:6"}, ["layer 1 two teachers"]),
         ({"distill_layer_map": "1:x"}, ["'1:x'", "student:teacher"]),
+        ({"distill_layer_map": "3,6"}, ["'3' is no pair", "student:teacher, as in 1:3,2:6"]),
         ({"distill_layer_map": 63}, ["63", "'1:3,2:6' (in YAML with the quotes)"]),
         ({"distill_layer_map": []}, ["empty"]),
         ({"distill_weights": 1}, ["is 1", "labels=1"]),
@@ -134,6 +135,7 @@ def test_a_file_fills_what_was_not_given(tmp_path: Path, suffix: str) -> None:
     ("name", "content", "words"),
     [
         ("flags.json", '{"layer_drop_strateg": "top"}', ["flags.json", "Did you mean 'layer_drop_strategy'?"]),
+        ("flags.yaml", "learning_rate: 1.0", ["no flag 'learning_rate'. Only its own flags belong in this file"]),
         ("flags.json", "{", ["flags.json", "cannot be read"]),
         ("flags.yaml", "a: b: c", ["flags.yaml", "cannot be read"]),
         ("flags.yaml", "- top", ["holds a list"]),

@@ -267,3 +267,22 @@ def test_from_arguments() -> None:
     assert callback.request.layers_to_drop == (2, 3)
     assert callback.request.stack is None
     assert callback.layers_to_freeze == (1,)
+
+
+def test_frozen_layers_are_a_list_and_are_said(tmp_path: Path, data: Dataset, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(LayerDropError, match=r"layers_to_freeze is '1-3', but in Python it is a list of numbers"):
+        LayerDropCallback(layers_to_freeze="1-3")  # type: ignore[arg-type]
+    with caplog.at_level("INFO", logger="hf_compress"):
+        Trainer(
+            bert(), arguments(tmp_path), train_dataset=data, callbacks=[LayerDropCallback(freeze_embeddings=True, layers_to_freeze=[2, 1])]
+        )
+    assert caplog.text.count("frozen: embeddings and layers 1-2 of the full model") == 1
+
+
+def test_a_model_dropped_before_is_compared_with_the_checkpoint_at_once(tmp_path: Path, data: Dataset) -> None:
+    Trainer(bert(), arguments(tmp_path), train_dataset=data, callbacks=[LayerDropCallback("top")]).train()
+    model = bert()
+    drop_layers(model, strategy="bottom")
+    args = arguments(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    with pytest.raises(LayerDropError, match=r"kept layers 1-4 of 6, and the model of this run kept layers 3-6 of 6"):
+        Trainer(model, args, train_dataset=data, callbacks=[LayerDropCallback("bottom")])

@@ -22,6 +22,7 @@ from hf_compress.arguments import CompressionArguments
 from hf_compress.bound_trainer import find_trainer, installed, trainer_of
 from hf_compress.errors import ArgumentError
 from hf_compress.run import main
+from hf_compress.trainer import DistillTrainer
 from tests.tiny_models import tiny_model
 from tests.training_scripts import SCRIPTS, read_report, training_flags, write_script
 
@@ -248,6 +249,90 @@ def test_the_scripts_error_passes_through_with_a_hint_at_slips(tmp_path: Path, c
     assert "did you mean --layer_drop_strategy" in capsys.readouterr().err
 
 
+def test_a_slip_is_shown_before_a_script_that_passes_over_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = write_script(tmp_path)
+    script.write_text(
+        script.read_text().replace(
+            "parser.parse_args_into_dataclasses()", "parser.parse_args_into_dataclasses(return_remaining_strings=True)[:2]"
+        )
+    )
+    assert main([str(script), *training_flags(tmp_path), "--layer_drop_strateg", "top"]) == 0
+    shown = capsys.readouterr().err
+    assert shown.count("note: --layer_drop_strateg was left to the script; did you mean --layer_drop_strategy") == 1
+    assert shown.count("note: no flag of hf_compress was given") == 1
+    assert main([str(script), *training_flags(tmp_path), *TOP]) == 0
+    assert "note:" not in capsys.readouterr().err
+
+
+def test_a_plain_trainer_refuses_a_checkpoint_of_other_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = write_script(tmp_path)
+    saving = ["--save_strategy", "steps", "--save_steps", "1"]
+    assert main([str(script), *training_flags(tmp_path), *saving, *TOP]) == 0
+    script.write_text(script.read_text().replace("trainer.train()", "trainer.train(resume_from_checkpoint=True)"))
+    assert main([str(script), *training_flags(tmp_path), *saving, "--freeze_embeddings"]) == 2
+    assert "kept layers 1-2 of 4, and the model of this run has lost no layers" in capsys.readouterr().err
+    assert main([str(script), *training_flags(tmp_path), *saving, *TOP]) == 0
+
+
+ADOPTED = {
+    "lazy": "from hf_compress import DistillTrainer, DistillTrainingArguments\n",
+    "whole_names": "from hf_compress.trainer import DistillTrainer\nfrom hf_compress.training_arguments import DistillTrainingArguments\n",
+}
+
+
+def adopted_script(folder: Path, imports: str) -> Path:
+    script = write_script(folder)
+    text = script.read_text().replace("from transformers import Trainer\n", imports)
+    script.write_text(
+        text.replace("read_arguments(TrainingArguments)", "read_arguments(DistillTrainingArguments)").replace(
+            " Trainer(", " DistillTrainer("
+        )
+    )
+    return script
+
+
+@pytest.mark.parametrize("imports", ADOPTED)
+def test_a_script_that_takes_the_flags_itself_may_be_run_by_us_as_well(tmp_path: Path, teacher: str, imports: str) -> None:
+    script = str(adopted_script(tmp_path, ADOPTED[imports]))
+    assert main([script, *training_flags(tmp_path), *TOP]) == 0
+    report = read_report(tmp_path)
+    assert report["kept"] == [1, 2]
+    assert not any("logits" in key for key in report["logged"])
+    flags = ["--trainer_class", "DistillTrainer", "--teacher_model_name_or_path", teacher]
+    assert main([script, *training_flags(tmp_path), *flags, *TOP]) == 0
+    report = read_report(tmp_path)
+    assert report["kept"] == [1, 2]
+    assert any("logits" in key for key in report["logged"])
+    assert DistillTrainer.compression is None
+
+
+def test_a_script_that_takes_one_trainer_is_not_told_to_take_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = adopted_script(tmp_path, ADOPTED["lazy"])
+    (script.parent / "another_trainer.py").write_text("import transformers\nclass Mine(transformers.Trainer):\n    pass\n")
+    assert main([str(script), *training_flags(tmp_path), "--trainer_class", "another_trainer:Mine"]) == 2
+    assert "--trainer_class another_trainer:Mine would have no effect" in capsys.readouterr().err
+
+
+def test_flags_from_both_sides_are_one_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = adopted_script(tmp_path, ADOPTED["lazy"])
+    script.write_text(script.read_text().replace("    model = bert()", "    training.freeze_embeddings = True\n    model = bert()"))
+    assert main([str(script), *training_flags(tmp_path), *TOP]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(errors) == 1
+    assert "takes the flags of hf_compress itself" in errors[0]
+    assert "Run this script without `hf-compress run`" in errors[0]
+
+
+def test_our_example_under_run_distils_as_well(tmp_path: Path, teacher: str) -> None:
+    """The example binds a class itself, on top of the one that is bound already."""
+    flags = CompressionArguments(trainer_class="DistillTrainer", teacher_model_name_or_path=teacher)
+    bound = trainer_of(flags)
+    with installed(bound):
+        again = trainer_of(CompressionArguments()).trainer_class
+    assert getattr(again, "compression") is flags  # noqa: B009
+    assert issubclass(again, bound.trainer_class)
+
+
 def test_help_shows_ours_then_the_scripts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main([str(write_script(tmp_path)), "--help"])
@@ -274,7 +359,8 @@ def test_started_as_a_module_after_a_launchers_flag(tmp_path: Path) -> None:
 def test_an_exit_code_passes_through_a_process(tmp_path: Path) -> None:
     (tmp_path / "leaves.py").write_text("import sys\nsys.exit(3)\n")
     result = start(tmp_path, "leaves.py")
-    assert (result.returncode, result.stderr) == (3, "")
+    assert result.returncode == 3
+    assert result.stderr == "hf-compress: note: no flag of hf_compress was given, so leaves.py runs as it is.\n"
 
 
 @pytest.mark.slow

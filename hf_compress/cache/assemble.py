@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ from torch import Tensor
 from hf_compress.cache.codec import CodecName, decode
 from hf_compress.cache.fields import field_of
 from hf_compress.cache.key import Canonical
-from hf_compress.cache.select import keeps_whole_states, reduce_width, select
+from hf_compress.cache.select import keeps_whole_states, nobody, reduce_width
 from hf_compress.cache.selection import Selection
 from hf_compress.cache.shard import Column
+from hf_compress.cache.tokens import choose_tokens
 from hf_compress.cache.widths import unpack_mask
-from hf_compress.selected_state import AllDimensions, KeptEntries, SelectedState, Space
+from hf_compress.selected_state import AllDimensions, KeptEntries, SelectedState, SharedDimensions, Space, Subspace, at_positions
 from hf_compress.signals import AttentionScores, HiddenState, Signals, SignalSpec
 
 Record = Mapping[str, npt.NDArray[Any]]
@@ -33,6 +35,7 @@ class Assembler:
         wanted: the selection to read, the stored one or a smaller one.
         codec: of the cache.
         stored_spaces, wanted_spaces: by field, the dimensions that all tokens share.
+        hidden_sizes: the teacher's, by stack.
     """
 
     def __init__(
@@ -43,9 +46,10 @@ class Assembler:
         codec: CodecName,
         stored_spaces: Mapping[str, Space],
         wanted_spaces: Mapping[str, Space],
+        hidden_sizes: Mapping[str, int],
     ) -> None:
         self.columns, self.stored, self.wanted, self.codec = columns, stored, wanted, codec
-        self.stored_spaces, self.wanted_spaces = stored_spaces, wanted_spaces
+        self.stored_spaces, self.wanted_spaces, self.hidden_sizes = stored_spaces, wanted_spaces, hidden_sizes
         self.label_order: Tensor | None = None  # as in `LiveTeacher`
 
     def assemble(self, records: Sequence[Record], batch: Canonical, spec: SignalSpec) -> Signals:
@@ -81,39 +85,51 @@ class Assembler:
 
     def _state(self, key: HiddenState, records: Sequence[Record], batch: Canonical) -> Tensor | SelectedState:
         name = field_of(key)
-        if self.stored.length == "all":
-            values = self._dense(name, records, batch)
-            if keeps_whole_states(self.wanted):
-                return values
-            real = _real(batch)
-            if self.stored.width_scheme != "all":
-                return self._narrowed(name, values, torch.arange(batch.width).expand(len(batch), -1), real, records, batch)
+        if self.stored.length != "all":
+            values, positions, chosen = self._stored_tokens(name, records, batch)
+            mask = self._mask(name, records, [0] * len(records), chosen.shape[1])
+            return self._narrowed(name, values, positions, chosen, mask)
+        values = self._dense(name, records, batch)
+        if keeps_whole_states(self.wanted):
+            return values
+        real = _real(batch)
+        positions, chosen = torch.arange(batch.width).expand(len(batch), -1), real
+        mask = self._mask(name, records, batch.starts.tolist(), batch.width)
+        if self.wanted.length != "all":
             special = self._padded(f"special.{key.stack}", records, batch).bool()
             importance = self._padded(f"{name}.importance", records, batch) if f"{name}.importance" in self.columns else None
-            return select(values.float(), real, special, importance, self.wanted, self.wanted_spaces.get(name))
+            positions, chosen = choose_tokens(self.wanted.length, self.wanted.tokens, real, special, importance, nobody(real))
+            values = at_positions(values, positions)
+            mask = None if mask is None else at_positions(mask, positions)
+        return self._narrowed(name, values, positions, chosen, mask)
+
+    def _stored_tokens(self, name: str, records: Sequence[Record], batch: Canonical) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, positions and which count, of tokens that were selected when the cache was built; a smaller selection takes the first."""
         counts = [len(record[f"{name}.positions"]) for record in records]
-        width = max(1, min(max(counts), self.wanted.tokens or max(counts)))  # a smaller selection takes the first of the tokens
+        width = max(1, min(max(counts), self.wanted.tokens or max(counts)))
         positions = torch.zeros(len(records), width, dtype=torch.int64)
         chosen = torch.zeros(len(records), width, dtype=torch.bool)
         for row, (record, count) in enumerate(zip(records, counts, strict=True)):
             taken = min(count, width)
             positions[row, :taken] = torch.from_numpy(record[f"{name}.positions"][:taken].astype(np.int64) + batch.starts[row])
             chosen[row, :taken] = True
-        values = self._rows(name, records, [(0, count) for count in counts], width)
-        return self._narrowed(name, values, positions, chosen, records, batch)
+        return self._rows(name, records, [(0, count) for count in counts], width), positions, chosen
 
-    def _narrowed(
-        self, name: str, values: Tensor, positions: Tensor, chosen: Tensor, records: Sequence[Record], batch: Canonical
-    ) -> SelectedState:
-        """What is stored with fewer dimensions, or is to be read with fewer."""
-        space: Space = self.stored_spaces.get(name, AllDimensions())
-        if self.stored.width_scheme == "magnitude":
-            mask = self._mask(name, records, batch, chosen.shape[1])
+    def _narrowed(self, name: str, values: Tensor, positions: Tensor, chosen: Tensor, mask: Tensor | None) -> SelectedState:
+        """The dimensions that are wanted, of those that are stored."""
+        space = self.wanted_spaces.get(name)
+        if mask is not None:
             space = KeptEntries(mask, self.stored.width, self.wanted.mask == "zero_target")
-        state = SelectedState(values, positions, chosen, space)
-        if self.stored.width_scheme == "all":
-            return reduce_width(SelectedState(values.float(), positions, chosen, space), self.wanted, self.wanted_spaces.get(name))
-        return state
+        whole = SelectedState(values, positions, chosen, AllDimensions())
+        if (self.wanted.width_scheme, self.wanted.width) == (self.stored.width_scheme, self.stored.width):
+            return replace(whole, space=space or AllDimensions())
+        if self.stored.width_scheme == "all" or self.wanted.width_scheme == "magnitude":
+            return reduce_width(replace(whole, values=values.float()), self.wanted, space)
+        stored = self.stored_spaces[name]
+        if isinstance(stored, SharedDimensions) and isinstance(space, SharedDimensions):
+            return replace(whole, values=values.index_select(-1, torch.searchsorted(stored.indices, space.indices)), space=space)
+        assert isinstance(space, Subspace)  # its directions are the first of those stored
+        return replace(whole, values=values[..., : space.components.shape[1]], space=space)
 
     def _dense(self, name: str, records: Sequence[Record], batch: Canonical) -> Tensor:
         spans = list(zip(batch.starts.tolist(), batch.lengths.tolist(), strict=True))
@@ -122,15 +138,17 @@ class Assembler:
     def _rows(self, name: str, records: Sequence[Record], spans: Sequence[tuple[int, int]], width: int) -> Tensor:
         """(batch, width, numbers), each record's rows from where its span begins; decoded."""
         column = self.columns[f"{name}.values"]
-        numbers = column.item[0] if column.item else self.columns[f"{name}.mask"].item[0] * 8
-        values = torch.zeros(len(records), width, numbers, dtype=_DTYPES[column.dtype])
+        numbers = column.item[0] if column.item else self._hidden_size(name)
+        values = torch.empty(len(records), width, numbers, dtype=_DTYPES[column.dtype])  # large: only padding is written twice
         plain = _plain(values)
         for row, (record, (start, count)) in enumerate(zip(records, spans, strict=True)):
             stop = min(start + count, width)
+            plain[row, :start] = plain[row, stop:] = 0
             if column.item:
                 plain[row, start:stop] = record[column.name][: stop - start]
             else:
-                mask = np.unpackbits(record[f"{name}.mask"], axis=-1, bitorder="little").astype(bool)[: stop - start]
+                plain[row, start:stop] = 0
+                mask = np.unpackbits(record[f"{name}.mask"], axis=-1, count=numbers, bitorder="little").astype(bool)[: stop - start]
                 plain[row, start:stop][mask] = record[column.name][: int(mask.sum())]
         if f"{name}.scales" not in self.columns:
             return values
@@ -140,14 +158,20 @@ class Assembler:
             scales[row, start:stop] = torch.from_numpy(record[f"{name}.scales"][: stop - start].copy())
         return decode({"values": values.flatten(0, 1), "scales": scales.flatten()}, self.codec).view(len(records), width, numbers)
 
-    def _mask(self, name: str, records: Sequence[Record], batch: Canonical, width: int) -> Tensor:
+    def _mask(self, name: str, records: Sequence[Record], starts: Sequence[int], width: int) -> Tensor | None:
+        """(batch, width, hidden) bool: what magnitude kept of each token; None under the other schemes."""
+        if f"{name}.mask" not in self.columns:
+            return None
         item = self.columns[f"{name}.mask"].item[0]
         packed = torch.zeros(len(records), width, item, dtype=torch.uint8)
-        for row, record in enumerate(records):
-            start = int(batch.starts[row]) if self.stored.length == "all" else 0
+        for row, (record, start) in enumerate(zip(records, starts, strict=True)):
             taken = record[f"{name}.mask"][: width - start]
             packed[row, start : start + len(taken)] = torch.from_numpy(taken.copy())
-        return unpack_mask(packed.flatten(0, 1), item * 8).view(len(records), width, item * 8)
+        hidden = self._hidden_size(name)
+        return unpack_mask(packed.flatten(0, 1), hidden).view(len(records), width, hidden)
+
+    def _hidden_size(self, name: str) -> int:
+        return self.hidden_sizes[name.split(".")[1]]
 
     def _padded(self, column_name: str, records: Sequence[Record], batch: Canonical) -> Tensor:
         """(batch, tokens, *item), zero at padding."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -27,22 +28,31 @@ from hf_compress.cache.examples import Examples, keys_and_lengths
 from hf_compress.cache.fields import field_of
 from hf_compress.cache.files import hash_file, remove_leftovers
 from hf_compress.cache.index import write_index
-from hf_compress.cache.lock import builder_lock
-from hf_compress.cache.manifest import FORMAT_VERSION, INDEX_FILE, SHARED_FILE, Manifest, TeacherIdentity
+from hf_compress.cache.lock import builder_lock, remove_lock
+from hf_compress.cache.manifest import FORMAT_VERSION, INDEX_FILE, MANIFEST_FILE, SHARED_FILE, Manifest, TeacherIdentity
 from hf_compress.cache.plan import Plan, make_plan
-from hf_compress.cache.price import Price, example_bytes, free_bytes, readable, refuse_too_little_disk
+from hf_compress.cache.price import Price, epochs_to_pay_back, example_bytes, free_bytes, readable, refuse_too_little_disk
 from hf_compress.cache.shard import Column, ShardInfo, shard_name, write_shard
 from hf_compress.cache.shard_reader import Shard, read_shard_info
-from hf_compress.cache.spaces import make_spaces, needs_sample, read_spaces, write_spaces
+from hf_compress.cache.spaces import (
+    SAMPLE_EXAMPLES,
+    blank_spaces,
+    make_spaces,
+    needs_sample,
+    read_spaces,
+    sample_size,
+    spaces_bytes,
+    write_spaces,
+)
 from hf_compress.cache.teacher_rows import TeacherRun, blank_signals
 from hf_compress.errors import CacheError
+from hf_compress.selected_state import Space
 
 logger = logging.getLogger(__name__)
 
-# Padding included: what one forward of the teacher gets. Enough for a GPU to be busy, and little enough for hidden states to stay in caches.
+# What one forward of the teacher gets, padding included: enough for a GPU to be busy, little enough for a processor's caches.
 BATCH_TOKENS = {"cuda": 32768}
 CPU_BATCH_TOKENS = 4096
-SAMPLE_EXAMPLES = 512
 
 
 @dataclass(frozen=True)
@@ -122,9 +132,12 @@ class CacheBuilder:
         """
         first = self.processes.rank == 0
         with ExitStack() as stack:
+            # A data loader draws a seed; the student's dropout shall not hang on whether the teacher was on disk already.
+            stack.enter_context(torch.random.fork_rng(devices=[]))
             if first:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(builder_lock(self.folder))
+                self._refuse_finished()
                 remove_leftovers(self.folder)
             plan = self._plan()
             draft = self._draft(plan)
@@ -134,12 +147,20 @@ class CacheBuilder:
                 draft.save(self.folder)
                 logger.info("teacher on disk: %s (%s free)", price, readable(price.free))
                 self._spaces(plan)
+                self._say_how_long(plan)
             self.processes.wait()
             encoder = Encoder(self.run.selection, self.contents.codec, read_spaces(self.folder, self.run.selection))
             infos = self.processes.gather(list(self._shards(plan, encoder)))
             manifest = self._finish(plan, sorted(infos, key=lambda item: item[0].name)) if first else None
             self.processes.wait()
         return manifest or Manifest.load(self.folder)
+
+    def _refuse_finished(self) -> None:
+        if (self.folder / MANIFEST_FILE).exists():
+            raise CacheError(
+                f"The teacher on disk in {self.folder} was finished by another process while this one was set up. Start this run again: it "
+                "will read it."
+            )
 
     def _draft(self, plan: Plan) -> Draft:
         spec = self.run.spec
@@ -164,19 +185,40 @@ class CacheBuilder:
         return make_plan(keys, lengths, batch_tokens=self._batch_tokens, example_bytes=self._example_bytes())
 
     def _example_bytes(self) -> Callable[[int], float]:
-        # The dimensions are not chosen yet, but how many there will be is known.
-        sizes = {field_of(key): self.contents.sizes[key.stack][0] for key in self.run.spec.hidden_states}
-        sample = {name: torch.eye(hidden) for name, hidden in sizes.items()}
-        encoder = Encoder(self.run.selection, self.contents.codec, make_spaces(self.run.selection, sizes, sample))
+        encoder = Encoder(self.run.selection, self.contents.codec, self._blank_spaces())
         return example_bytes(encoder, blank_signals(self.run.spec, self.run, self.contents.sizes, self.contents.logits))
+
+    def _blank_spaces(self) -> dict[str, Space]:
+        return blank_spaces(self.run.selection, {field_of(key): self.contents.sizes[key.stack][0] for key in self.run.spec.hidden_states})
 
     def _price(self, plan: Plan) -> Price:
         each = self._example_bytes()
         total = sum(each(length) for length in plan.lengths.tolist())
+        total += spaces_bytes(self._blank_spaces())
         price = Price(plan.examples, plan.tokens, int(total), free_bytes(self.folder))
         present = sum(path.stat().st_size for path in self.folder.glob("shard-*.safetensors"))
         refuse_too_little_disk(price, self.folder, present)
         return price
+
+    def _say_how_long(self, plan: Plan) -> None:
+        """Time the teacher on a batch of middling length, if there is enough left to do."""
+        left = [number for number in range(len(plan.shards)) if not (self.folder / shard_name(number)).exists()]
+        if not left or len(plan.batches) < 4 * self.processes.count:
+            return
+        middle = plan.batches[len(plan.batches) // 2]
+        inputs, real, _ = self.examples.padded(self.examples.canonical(plan.order[middle].tolist()))
+        self.run.ask(inputs, real)  # the first forward of all is slower
+        started = time.perf_counter()
+        self.run.ask(inputs, real)
+        rate = int(real.sum()) / (time.perf_counter() - started) * self.processes.count
+        tokens = sum(int(plan.lengths[plan.span(number)].sum()) for number in left)
+        built = sum(int(plan.lengths[batch].max()) * (batch.stop - batch.start) for batch in plan.batches)
+        logger.info(
+            "building takes about %s at %s tokens a second; it pays back after %.1f epochs of a live teacher",
+            datetime.timedelta(seconds=round(tokens / rate)),
+            f"{rate:,.0f}",
+            epochs_to_pay_back(plan.lengths, built),
+        )
 
     def _spaces(self, plan: Plan) -> None:
         """Choose the shared dimensions; those that a stopped build chose are kept."""
@@ -185,8 +227,8 @@ class CacheBuilder:
         sizes = {field_of(key): self.contents.sizes[key.stack][0] for key in self.run.spec.hidden_states}
         sample: dict[str, list[torch.Tensor]] = {name: [] for name in sizes}
         if needs_sample(self.run.selection):
-            drawn = np.random.RandomState(self.run.selection.seed).permutation(plan.examples)[:SAMPLE_EXAMPLES]
-            drawn.sort()  # by length, as the plan is
+            by_key = np.lexsort((plan.keys[:, 1], plan.keys[:, 0]))[:SAMPLE_EXAMPLES]
+            drawn = np.sort(by_key[: sample_size(plan.lengths[by_key].tolist(), self.run.selection)])  # by length, as the plan is
             size = max(1, self._batch_tokens // max(1, int(plan.lengths[0])))
             batches = [plan.order[drawn[start : start + size]].tolist() for start in range(0, len(drawn), size)]
             for batch in tqdm(batches, desc="learning the pca basis", unit="batch", disable=not self._shows):
@@ -209,7 +251,8 @@ class CacheBuilder:
                     found = self._write(path, plan, shard, encoder, bar)
                 else:
                     bar.update(span.stop - span.start)
-                    bar.initial += span.stop - span.start  # the rate is the teacher's, not that of what was there
+                    if not bar.disable:
+                        bar.initial += span.stop - span.start  # the rate is the teacher's, not that of what was there
                 written += found[0].bytes
                 bar.set_postfix_str(f"{readable(written)} written")
                 yield found
@@ -218,7 +261,7 @@ class CacheBuilder:
         """A whole shard that an earlier build left, of just these examples."""
         if not path.exists():
             return None
-        columns = self._columns(plan)
+        columns = self._columns()
         try:
             shard = Shard.open(path, None, columns)
             if np.array_equal(shard.keys, plan.keys[span]) and not shard.damaged_rows():
@@ -227,9 +270,8 @@ class CacheBuilder:
             logger.warning("%s; it is built anew", error)
         return None
 
-    def _columns(self, plan: Plan) -> tuple[Column, ...]:
-        sizes = {field_of(key): self.contents.sizes[key.stack][0] for key in self.run.spec.hidden_states}
-        encoder = Encoder(self.run.selection, self.contents.codec, read_spaces(self.folder, self.run.selection) if sizes else {})
+    def _columns(self) -> tuple[Column, ...]:
+        encoder = Encoder(self.run.selection, self.contents.codec, self._blank_spaces())
         signals, importance = blank_signals(self.run.spec, self.run, self.contents.sizes, self.contents.logits)(2)
         real = torch.ones(1, 2, dtype=torch.bool)
         return tuple(encoder.encode(signals, real, torch.zeros_like(real), importance).columns.values())
@@ -277,4 +319,5 @@ class CacheBuilder:
         )
         manifest.save(self.folder)
         Draft.remove(self.folder)
+        remove_lock(self.folder)
         return manifest

@@ -51,7 +51,8 @@ class Draft:
         """
         examples = {"count": plan.examples, "keys": xxhash.xxh3_128_hexdigest(plan.keys.tobytes()), "tokens_a_forward": batch_tokens}
         content = {
-            "teacher": asdict(teacher),
+            # The same teacher may lie elsewhere by now, and be scored on other examples.
+            "teacher": {name: value for name, value in asdict(teacher).items() if name not in ("name", "scores")},
             "tokenizer": tokenizer,
             "selection": selection.to_json(),
             "codec": codec,
@@ -65,10 +66,16 @@ class Draft:
         """Look at what stands in the folder.
 
         Raises:
-            CacheError: if a build with other settings was begun there.
+            CacheError: if a build with other settings was begun there, or there are files of which nothing says whose they are.
         """
         path = folder / FILE_NAME
         if not path.exists():
+            left = sorted(file.name for file in folder.glob("*.safetensors"))
+            if left:
+                raise CacheError(
+                    f"{folder} holds {len(left)} files of a teacher on disk (the first is {left[0]}), but neither its manifest.json nor "
+                    "its building.json, so of which teacher is not known. Delete the folder, or choose another."
+                )
             return
         found = parse(read_file(path, _LARGEST), str(path))
         if differs := difference(found, self.content):

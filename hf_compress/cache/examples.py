@@ -42,8 +42,8 @@ class Examples:
     ) -> None:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise DataError(
-                "The training data set has no length, so which examples a teacher on disk must hold is not known. Give a map-style data set, "
-                "or distil from a live teacher (no --teacher_cache_dir)."
+                "The training data set has no length, so which examples a teacher on disk must hold is not known. Give a map-style data "
+                "set, or distil from a live teacher (no --teacher_cache_dir)."
             )
         self._dataset: Dataset[Any] = dataset
         self._collator, self._num_workers = collator, num_workers
@@ -97,8 +97,8 @@ class Examples:
         few = list(range(min(len(self), 8)))
         if few and not np.array_equal(self.canonical(few).keys(), self.canonical(few).keys()):
             raise DataError(
-                f"The collator ({type(self._collator).__name__}) makes other inputs of the same examples each time, as masked language modelling "
-                "does, so no teacher on disk can hold them. Mask once, when the data is tokenized, or distil from a live teacher "
+                f"The collator ({type(self._collator).__name__}) makes other inputs of the same examples each time, as masked language "
+                "modelling does, so no teacher on disk can hold them. Mask once, when the data is tokenized, or distil from a live teacher "
                 "(no --teacher_cache_dir)."
             )
 

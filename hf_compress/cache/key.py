@@ -90,8 +90,8 @@ def canonical_examples(inputs: Mapping[str, Any], columns: frozenset[str], *, pa
     for name, value in read.items():
         if value.is_floating_point() or value.shape != ids.shape:
             raise DataError(
-                f"The teacher reads the column {name}, {tuple(value.shape)} {value.dtype}, beside input_ids {tuple(ids.shape)}: a teacher on "
-                "disk holds text with one number a token. Leave that column out, or distil from a live teacher (no --teacher_cache_dir)."
+                f"The teacher reads the column {name}, {tuple(value.shape)} {value.dtype}, beside input_ids {tuple(ids.shape)}: a teacher "
+                "on disk holds text with one number a token. Leave that column out, or distil from a live teacher (no --teacher_cache_dir)."
             )
         arrays[name] = value.detach().cpu().numpy().astype(np.int64, copy=False)
     starts, lengths = _runs(_real_tokens(inputs, arrays["input_ids"], pad_token_id))
@@ -120,8 +120,8 @@ def _runs(real: npt.NDArray[np.bool_]) -> tuple[Integers, Integers]:
     holes = (lengths > 0) & (last - starts + 1 != lengths)
     if holes.any():
         raise DataError(
-            f"{int(holes.sum())} of {len(real)} examples of the batch have padding in the middle (row {int(holes.argmax())}): what the teacher "
-            "reads of them is not one text. Pad on one side only."
+            f"{int(holes.sum())} of {len(real)} examples of the batch have padding in the middle (row {int(holes.argmax())}): what the "
+            "teacher reads of them is not one text. Pad on one side only."
         )
     return starts, lengths
 

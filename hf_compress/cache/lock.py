@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
@@ -35,3 +36,9 @@ def builder_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def remove_lock(folder: Path) -> None:
+    """Take the file away, while holding it: the cache is finished, and nobody builds in it any more."""
+    with contextlib.suppress(FileNotFoundError):
+        (folder / FILE_NAME).unlink()

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from hf_compress.cache.encode import Encoder
+from hf_compress.cache.key import Integers
 from hf_compress.errors import CacheError
 from hf_compress.signals import HiddenState, Signals
 
@@ -63,6 +65,21 @@ def example_bytes(encoder: Encoder, blank: Callable[[int], tuple[Signals, Mappin
         return RECORD_BYTES + OFFSET_BYTES * len(rows.counts) + sum(values.nbytes for values in rows.values.values())
 
     return measured
+
+
+def epochs_to_pay_back(lengths: Integers, built_tokens: int, batch_size: int = 32) -> float:
+    """After how many epochs building has cost less than a live teacher: the tokens that each of them reads, padding included.
+
+    Args:
+        lengths: (unique examples,) real tokens; a live teacher reads them in random batches, padded to the longest.
+        built_tokens: tokens that the builder's batches have, padding included.
+        batch_size: of the training.
+    """
+    shuffled = np.random.RandomState(0).permutation(lengths)
+    whole = len(shuffled) // batch_size * batch_size
+    batches = shuffled[:whole].reshape(-1, batch_size).max(1) if whole else shuffled[:0]
+    live = int(batches.sum()) * batch_size + int(shuffled[whole:].max(initial=0)) * (len(shuffled) - whole)
+    return built_tokens / max(1, live)
 
 
 def free_bytes(folder: Path) -> int:

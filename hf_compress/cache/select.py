@@ -1,4 +1,4 @@
-"""Which part of a hidden state is kept: tokens first, then dimensions. Building a cache and reading a smaller selection of one both go here."""
+"""Which part of a hidden state is kept: tokens first, then dimensions. Building and reading a smaller selection both go here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def select(
     Args:
         states: (batch, tokens, hidden).
         real: (batch, tokens) bool, True where a token is real.
-        special: (batch, tokens) bool, True at special tokens.
+        special: (batch, tokens) bool, True at special tokens but the one that sums the example up.
         importance: (batch, tokens), what the attention schemes rank by.
         selection: how many, and which.
         space: the dimensions that all tokens share (random, uniform, pca); None where there are none to share (all, magnitude).
@@ -40,9 +40,14 @@ def select(
         if selection.length != "left_first" and importance is None:
             raise CacheError(f"Tokens are to be selected by {selection.length}, but nothing says how important each token is.")
         assert selection.tokens is not None
-        positions, chosen = choose_tokens(selection.length, selection.tokens, real, special, importance)
+        positions, chosen = choose_tokens(selection.length, selection.tokens, real, special, importance, nobody(real))
         taken = at_positions(states, positions)
     return reduce_width(SelectedState(taken, positions, chosen, AllDimensions()), selection, space)
+
+
+def nobody(real: Tensor) -> Tensor:
+    """(batch,) the summary token for `choose_tokens`, where what is told to be special leaves it out: no token needs an exception."""
+    return torch.full((len(real),), -1, device=real.device)
 
 
 def keeps_whole_states(selection: Selection) -> bool:

@@ -182,7 +182,7 @@ class Selection:
     ) -> Selection:
         """A selection from the paper's short form: "1l_10t_0.1h", "10t", "1l_0.1h", "all".
 
-        None takes the default: t_top10 where there is a number of layers (else the run's own map), attention_no_sep by probabilities,
+        None takes the default: the top pairs of the run's own map, attention_no_sep by probabilities,
         pca, ignore. "1.0h" is all dimensions, whatever the scheme.
 
         Raises:
@@ -195,7 +195,7 @@ class Selection:
             raise ArgumentError(f"--{flag}: the width scheme is {width_scheme!r}, but {text!r} has no share of dimensions: add 0.1h.")
         share = width or 1.0
         return cls(
-            depth=Depth(layers, scheme or ("t_top10" if layers is not None else None)),
+            depth=Depth(layers, scheme),
             tokens=tokens,
             length="all" if tokens is None else length or "attention_no_sep",
             rank_by=rank_by or "probabilities",

@@ -6,9 +6,10 @@ shared.safetensors     hidden_states.layers.9.indices              random, unifo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -18,6 +19,11 @@ from hf_compress.cache.selection import Selection
 from hf_compress.cache.widths import PcaBasis, random_dimensions, uniform_dimensions
 from hf_compress.errors import CacheError
 from hf_compress.selected_state import SharedDimensions, Space, Subspace
+
+# What a basis is learnt on: the examples with the smallest keys, as good as drawn at random and the same for everybody; so many at most,
+# and no more when they have so many selected tokens.
+SAMPLE_EXAMPLES = 512
+SAMPLE_TOKENS = 16384
 
 
 def make_spaces(selection: Selection, hidden_sizes: Mapping[str, int], sample: Mapping[str, Tensor]) -> dict[str, Space]:
@@ -40,6 +46,46 @@ def make_spaces(selection: Selection, hidden_sizes: Mapping[str, int], sample: M
             basis = PcaBasis.fit(sample[field], count)
             spaces[field] = Subspace(basis.mean.float(), basis.components.float())
     return spaces
+
+
+def blank_spaces(selection: Selection, hidden_sizes: Mapping[str, int]) -> dict[str, Space]:
+    """Shared dimensions of the right shapes, before they are chosen: which ones they are takes no part in how many bytes they are."""
+    spaces: dict[str, Space] = {}
+    for field, hidden in hidden_sizes.items():
+        count = selection.num_dimensions(hidden)
+        if selection.width_scheme in ("random", "uniform"):
+            spaces[field] = SharedDimensions(torch.arange(count), selection.mask == "zero_target")
+        elif selection.width_scheme == "pca":
+            spaces[field] = Subspace(torch.zeros(hidden), torch.zeros(hidden, count))
+    return spaces
+
+
+def spaces_bytes(spaces: Mapping[str, Space]) -> int:
+    """What they take on disk, but for the header."""
+    held: list[int] = []
+
+    def count(tensor: Tensor) -> Tensor:
+        held.append(tensor.nbytes)
+        return tensor
+
+    for space in spaces.values():
+        space.moved(count)
+    return sum(held)
+
+
+def sample_size(lengths: Sequence[int], selection: Selection) -> int:
+    """How many examples make a sample.
+
+    Args:
+        lengths: tokens of each example, in the order of keys.
+        selection: how many of them are selected.
+    """
+    tokens = 0
+    for number, length in enumerate(lengths[:SAMPLE_EXAMPLES], start=1):
+        tokens += length if selection.tokens is None else min(length, selection.tokens)
+        if tokens >= SAMPLE_TOKENS:
+            return number
+    return min(len(lengths), SAMPLE_EXAMPLES)
 
 
 def needs_sample(selection: Selection) -> bool:

@@ -75,9 +75,8 @@ class TeacherRun:
         on_device = real.to(self.device)
         importance = {}
         for key, score_key in ranking.items():
-            summary = real.sum(1) - 1 if key.stack in self.summary_last else torch.zeros(len(real), dtype=torch.int64)
             scores = signals.attention_scores[score_key]
-            importance[key] = token_importance(scores, on_device, summary.to(self.device), self.selection.rank_by).cpu()
+            importance[key] = token_importance(scores, on_device, self._summary(real).to(self.device), self.selection.rank_by).cpu()
         signals.attention_scores = {key: signals.attention_scores[key] for key in self.spec.attention_scores}
         return signals, importance
 
@@ -85,17 +84,25 @@ class TeacherRun:
         """One forward, encoded."""
         signals, importance = self.ask(inputs, real)
         _refuse_not_finite(signals, real)
-        return encoder.encode(signals, real, special, importance)
+        return encoder.encode(signals, real, self._only_special(real, special), importance)
 
     def selected_states(self, inputs: Inputs, real: Tensor, special: Tensor) -> dict[HiddenState, Tensor]:
         """(tokens, hidden) of each hidden state, at the tokens that will be stored, with all their dimensions."""
         signals, importance = self.ask(inputs, real)
-        whole = _with_all_dimensions(self.selection)
+        whole, special = _with_all_dimensions(self.selection), self._only_special(real, special)
         found = {}
         for key, states in signals.hidden_states.items():
             chosen = select(states.float().cpu(), real, special, importance.get(key), whole, None)
             found[key] = chosen.values[chosen.chosen]
         return found
+
+    def _summary(self, real: Tensor) -> Tensor:
+        """(batch,) where the token stands that sums the example up; there is one stack of layers."""
+        return real.sum(1) - 1 if self.summary_last else torch.zeros(len(real), dtype=torch.int64)
+
+    def _only_special(self, real: Tensor, special: Tensor) -> Tensor:
+        """Special tokens, without the one that sums the example up: that competes with words."""
+        return special & (torch.arange(real.shape[1]) != self._summary(real)[:, None])
 
 
 def _with_all_dimensions(selection: Selection) -> Selection:

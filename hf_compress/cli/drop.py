@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     from hf_compress.students.from_teacher import load_teacher
     from hf_compress.students.save import check_output_dir, save_student
 
-    check_output_dir(output_dir, source)
+    check_output_dir(output_dir, source, what="model")
     model = load_teacher(source)
     smaller = copy.deepcopy(model)
     dropped = drop_layers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from hf_compress.argument_values import layer_numbers
@@ -24,7 +25,9 @@ def main(argv: Sequence[str]) -> int:
 
     # From here on with torch and transformers, which the help need not wait for.
     from hf_compress.cli.sizes import size_table
-    from hf_compress.students.from_teacher import load_teacher, student_from_teacher
+    from hf_compress.layers.record import recorded_drop
+    from hf_compress.layers.strategies import describe_layers
+    from hf_compress.students.from_teacher import load_teacher, student_from_teacher, without_task
     from hf_compress.students.save import check_output_dir, save_student
 
     check_output_dir(flags.output_dir, flags.teacher)
@@ -38,7 +41,20 @@ def main(argv: Sequence[str]) -> int:
         intermediate_size=flags.intermediate_size,
         seed=flags.seed,
     )
+    task = without_task(teacher)
+    if task is not None:
+        print(
+            f"hf-compress: warning: {flags.teacher} is a {task}: it was not fine-tuned on a task, and has none to teach. "
+            "Fine-tune it first and make the student of that, unless you distil a language model.",
+            file=sys.stderr,
+        )
     processor = save_student(student, flags.output_dir, flags.teacher)
+    recorded = recorded_drop(student.config)
+    if recorded is None:
+        print("random weights: the student knows nothing yet, whatever the teacher knows")
+    for name, stack in (recorded or {}).items():
+        where = "" if name == "layers" else f"{name}: "
+        print(f"{where}kept {describe_layers(stack.kept)} of {stack.num_layers}, dropped {describe_layers(stack.dropped)}")
     print(size_table(teacher, student, names=("teacher", "student")))
     print(f"\n{flags.output_dir}: {type(student).__name__}, {processor or 'no tokenizer was found beside the teacher'}")
     return 0

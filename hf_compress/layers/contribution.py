@@ -87,17 +87,30 @@ def choose_by_contribution(
         return tuple(sorted(most_similar[:num_layers_to_drop]))
     assert threshold is not None
     above = tuple(layer for layer in candidates if similarities[layer - 1] > threshold)
-    if not above:
-        raise LayerDropError(
-            f"No layer that may go has an input and output more alike than the threshold {threshold}. Similarities by layer: {listed}. "
-            "Lower the threshold, or give num_layers_to_drop."
-        )
-    if len(above) > num_layers / 2:
-        raise LayerDropError(
-            f"{len(above)} of {num_layers} layers, more than half, have an input and output more alike than the threshold {threshold}. "
-            f"Similarities by layer: {listed}. Raise the threshold, or give num_layers_to_drop."
-        )
-    return above
+    if above and len(above) <= num_layers / 2:
+        return above
+    found = f"{len(above)} of {num_layers} layers, more than half, have" if above else "No layer that may go has"
+    fitting = _fitting_threshold([similarities[layer - 1] for layer in candidates], num_layers // 2, raised=bool(above))
+    change, bound = ("Raise", "smallest") if above else ("Lower", "largest")
+    way_out = (
+        f"{change} the threshold: the {bound} that works here is about {fitting} (--layer_drop_threshold {fitting}). " if fitting else ""
+    )
+    raise LayerDropError(
+        f"{found} an input and output more alike than the threshold {threshold}. Similarities by layer: {listed}. "
+        f"{way_out}{'Or say' if way_out else 'Say'} how many layers go instead: --num_layers_to_drop, from 1 to {num_layers - 1}."
+    )
+
+
+def _fitting_threshold(similarities: list[float], most: int, *, raised: bool) -> float | None:
+    """The threshold nearest to the one that failed, with at least one and at most `most` similarities above it; None if there is none."""
+    ordered = sorted(similarities, reverse=True)
+    at_least = ordered[most] if raised and most < len(ordered) else -1.0
+    for digits in (2, 3, 4, 6):
+        step = 10**digits
+        value = (math.ceil(at_least * step) if raised else math.ceil(ordered[0] * step) - 1) / step
+        if 0 < value < 1 and at_least <= value < ordered[0]:
+            return value
+    return None
 
 
 def batches_of(

@@ -91,6 +91,11 @@ def drop_layers(
 
         >>> drop_layers(model, strategy="symmetric", num_layers_to_drop=4)  # of 12: kept 1-4 and 9-12, dropped 5-8
     """
+    if not isinstance(model, nn.Module):
+        raise LayerDropError(
+            f"drop_layers takes a model, and found {model!r}: load it first (AutoModelForSequenceClassification.from_pretrained). "
+            "`hf-compress drop MODEL -o DIR` does it from folder to folder."
+        )
     request = DropRequest.of(
         strategy,
         num_layers_to_drop=num_layers_to_drop,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,15 @@ from hf_compress.layers.strategies import (
 
 DEFAULT_THRESHOLD = 0.95
 """Contribution drops what is more alike than this if neither a number nor a threshold is given (arXiv 2004.03844, section 4)."""
+
+
+def named_layers(layers: Any, name: str) -> tuple[Any, ...] | None:
+    """Layers that were given by number, as a tuple; None stays None. Raises LayerDropError if that is no list of numbers."""
+    if layers is None:
+        return None
+    if isinstance(layers, (str, int)) or not isinstance(layers, Iterable):
+        raise LayerDropError(f"{name} is {layers!r}, but in Python it is a list of numbers, such as {name}=[5, 6] or {name}=range(5, 9).")
+    return tuple(layers)
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,8 @@ class DropRequest:
         return cls(
             strategy=None if strategy is None else check_strategy(strategy),
             num_layers_to_drop=num_layers_to_drop,
-            layers_to_drop=None if layers_to_drop is None else tuple(layers_to_drop),
-            layers_to_keep=None if layers_to_keep is None else tuple(layers_to_keep),
+            layers_to_drop=named_layers(layers_to_drop, "layers_to_drop"),
+            layers_to_keep=named_layers(layers_to_keep, "layers_to_keep"),
             threshold=threshold,
             stack=None if stack == "both" else stack,
         )

@@ -90,7 +90,8 @@ class HiddenStatesLoss(Loss):
             if theirs.selected and self.kind != "mse":
                 raise LossError(
                     f"The teacher on disk holds part of its hidden states (some tokens, some dimensions), and {self.name} of the kind "
-                    f"{self.kind!r} needs them whole. Take kind 'mse' (the recipes mud, layerwise, tinybert), or store everything: --hsk all."
+                    f"{self.kind!r} needs them whole. Take kind 'mse' (the recipes mud, layerwise, tinybert), or store everything: --hsk "
+                    "all."
                 )
             resolved.append(replace(self, layer_map=layer_map, stack=name, widths=widths, selected=theirs.selected))
         return tuple(resolved)

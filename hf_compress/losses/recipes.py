@@ -57,10 +57,20 @@ def pkd(layer_map: LayerMap | str | None = None) -> list[Loss]:
     ]
 
 
+def mud(layer_map: LayerMap | str | None = None) -> list[Loss]:
+    """Minimum-knowledge distillation 2106.05691: hidden states, of which a small part is enough, and soft cross-entropy at T = 1.
+
+    How much of the hidden states is `--hidden_states_selection`. The paper trains in two phases:
+    `--distill_phases intermediate=20,prediction=5`; neither attention nor labels are compared.
+    """
+    return [HiddenStatesLoss(layer_map), LogitsLoss(temperature=1.0, kind="soft_cross_entropy")]
+
+
 RECIPES: dict[str, Callable[[LayerMap | str | None], list[Loss]]] = {
     "distilbert": distilbert,
     "layerwise": layerwise,
     "logits": logits,
+    "mud": mud,
     "pkd": pkd,
     "tinybert": tinybert,
 }

@@ -5,7 +5,7 @@ on all its processes. A mean of means would weigh an example by how full its mic
 processes and 2 x 8 accumulated give the same gradient.
 
 A unit is named by a string: "examples", "labels", "tokens.STACK" for the real tokens of that stack of layers, "selected.STACK" for those of
-them that a teacher on disk has states of, or "rows.STACK" for its rows, which are the examples, or each of their choices in multiple choice.
+them that a teacher on disk has states of, or "rows.STACK" for its rows: the examples, or each of their choices in multiple choice.
 """
 
 from __future__ import annotations

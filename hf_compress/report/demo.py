@@ -120,6 +120,7 @@ def run_demo(
         examples=tuple(corpus.for_test[:6]),
         models={_full_name(each.name, each.training): each.folder for each in models if each.folder is not None},
         files={name: folder / name for name in ("report.md", "report.json", "picture.png")},
+        scale=scale,
     )
     draw_picture(rows, report.files["picture.png"], students=STUDENTS, lines=BASELINES)
     write_json(report)
@@ -264,7 +265,10 @@ def _two_threads() -> Iterator[int]:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Nothing of transformers between our bars; then as before."""
+    """Nothing of transformers, and of our own log, between our bars; then as before."""
+    own = logging.getLogger("hf_compress")
+    own_level = own.level
+    own.setLevel(logging.WARNING)
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     hide: Callable[[], None] = transformers_logging.disable_progress_bar
@@ -274,6 +278,7 @@ def _quiet_transformers() -> Iterator[None]:
     try:
         yield
     finally:
+        own.setLevel(own_level)
         transformers_logging.set_verbosity(level)
         if bars:
             show()

@@ -34,6 +34,7 @@ class DemoReport:
         examples: some of the test set.
         models: by a name, the folder of each model, for `from_pretrained`.
         files: "report.md", "report.json" and "picture.png".
+        scale: less than 1 was a shorter demo, which claims nothing.
     """
 
     rows: tuple[Row, ...]
@@ -45,6 +46,7 @@ class DemoReport:
     examples: tuple[Example, ...]
     models: dict[str, Path]
     files: dict[str, Path]
+    scale: float = 1.0
 
     def row(self, name: str, training: Training = "labels") -> Row:
         """The row of that name and training."""
@@ -74,6 +76,7 @@ def write_json(report: DemoReport) -> None:
         "settings": asdict(report.settings),
         "seed": report.seed,
         "grammar_seed": report.grammar_seed,
+        "scale": report.scale,
         "seconds": report.seconds,
         "comparison": fairness(report.settings),
         "machine": machine(report.threads),
@@ -100,7 +103,9 @@ def write_markdown(report: DemoReport, students: Sequence[str]) -> None:
     settings, first = report.settings, next(iter(report.models.values()))
     gains = "; ".join(f"the {student} {100 * report.gain(student):+.1f} points" for student in students)
     lines = [
-        "# hf-compress demo",
+        "# hf-compress demo"
+        if report.scale == 1
+        else f"# hf-compress demo at scale {report.scale:g}, which is too short to claim anything",
         "",
         f"Distilling changed {gains}. {fairness(settings)}",
         "",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,10 @@ class ModelArguments:
     ignore_mismatched_sizes: bool = field(default=False, metadata={"help": "Load a model whose head has another size."})
 
 
+NAMED = "label_name"  # the labels as the file has them, until they are ids
+FILE_FLAGS = {"train": "--train_file", "validation": "--validation_file", "test": "--test_file"}
+
+
 def load_splits(arguments: DataArguments, cache_dir: str | None) -> DatasetDict:
     """Load the task, or the files, as splits named train, validation and test (mnli: validation_matched and so on)."""
     if arguments.task_name is not None:
@@ -97,16 +102,91 @@ def load_splits(arguments: DataArguments, cache_dir: str | None) -> DatasetDict:
     if len(kinds) != 1:
         raise ValueError(f"The files must be of one kind, not {', '.join(sorted(kinds))}.")
     kind = kinds.pop().replace("jsonl", "json")
-    return load_dataset(kind, data_files=files, cache_dir=cache_dir)
+    if kind not in ("csv", "json", "parquet"):
+        raise ValueError(f"The files must end in .csv, .json or .parquet, not .{kind}.")
+    missing = [f"{FILE_FLAGS[split]} {path}" for split, path in files.items() if not Path(path).is_file()]
+    if missing:
+        raise ValueError(f"There is no such file: {', '.join(missing)}.")
+    for split, path in files.items():
+        if kind == "csv" and not has_rows(Path(path)):
+            raise ValueError(f"{FILE_FLAGS[split]} {path} holds no examples: there is nothing below its header.")
+    splits = load_dataset(kind, data_files=files, cache_dir=cache_dir)
+    check_files(splits, files)
+    return splits
+
+
+def has_rows(path: Path) -> bool:
+    """Whether anything stands below the header of a CSV file."""
+    with path.open(encoding="utf-8") as lines:
+        return sum(1 for _ in islice((line for line in lines if line.strip()), 2)) == 2
+
+
+def check_files(splits: DatasetDict, files: dict[str, str]) -> None:
+    """Refuse files without rows, without labels, or with empty cells, before anything else is loaded.
+
+    Raises:
+        ValueError: naming the flag, the file and the column.
+    """
+    columns = text_columns(None, splits)
+    for split, dataset in splits.items():
+        named = f"{FILE_FLAGS[split]} {files[split]}"
+        needed = (*columns, *(["label"] if split != "test" else []))
+        missing = [column for column in needed if column not in dataset.column_names]
+        if missing or not columns:
+            raise ValueError(
+                f"{named} has no column '{missing[0] if missing else 'sentence'}'; its columns are: {', '.join(dataset.column_names)}. "
+                "Needed are one or two columns of text, and 'label'."
+            )
+        for column in needed:
+            empty = [row for row, value in enumerate(dataset[column], start=1) if value is None or value == "" or value != value]
+            if empty:
+                raise ValueError(
+                    f"{named}: the column '{column}' is empty in example {empty[0]}"
+                    + (f" and {len(empty) - 1} more" if empty[1:] else "")
+                    + "."
+                )
+            if column != "label" and not isinstance(dataset[0][column], str):
+                raise ValueError(f"{named}: the column '{column}' holds {dataset[0][column]!r}, which is no text.")
+
+
+def check_wanted(arguments: DataArguments, training: TrainingArguments) -> None:
+    """Refuse to train, evaluate or predict on files that nobody named.
+
+    Raises:
+        ValueError: naming the flag that is missing.
+    """
+    if arguments.task_name is not None:
+        return
+    for wanted, name in (("do_train", "train_file"), ("do_eval", "validation_file"), ("do_predict", "test_file")):
+        if getattr(training, wanted) and getattr(arguments, name) is None:
+            also = " and --eval_strategy, which turns it on," if wanted == "do_eval" and training.eval_strategy != "no" else ""
+            raise ValueError(f"--{wanted} needs data, and no --{name} is given. Add --{name} FILE, or leave --{wanted}{also} out.")
+
+
+def check_labels(splits: DatasetDict, label_to_id: dict[str, int]) -> None:
+    """Refuse labels that the training data does not have.
+
+    Raises:
+        ValueError: naming the file and the label.
+    """
+    for split, dataset in splits.items():
+        if "label" in dataset.column_names and split in ("train", "validation"):
+            unknown = sorted({str(label) for label in dataset.unique("label")} - label_to_id.keys())
+            if unknown:
+                raise ValueError(
+                    f"{FILE_FLAGS[split]} has the label '{unknown[0]}', which the training data has not: {', '.join(label_to_id)}."
+                )
 
 
 def label_names(splits: DatasetDict) -> list[str] | None:
     """The labels in the order of their ids; None where the label is a number to be regressed."""
     split = splits["train"] if "train" in splits else next(iter(splits.values()))
+    if "label" not in split.features:
+        raise ValueError("No file has labels, so how many there are is not known. Add the --train_file that the model was trained on.")
     feature = split.features["label"]
     if isinstance(feature, ClassLabel):
         return list(feature.names)
-    if feature.dtype.startswith("float"):
+    if str(feature.dtype).startswith("float"):
         return None
     return [str(label) for label in sorted(split.unique("label"))]
 
@@ -127,15 +207,26 @@ def tokenized(
     padding: bool | str = "max_length" if arguments.pad_to_max_length else False
     max_length = min(arguments.max_seq_length, tokenizer.model_max_length)
     feature = next(iter(splits.values())).features.get("label")
-    ids_are_given = isinstance(feature, ClassLabel)
+    names_to_ids = None if isinstance(feature, ClassLabel) else label_to_id
 
     def encode(examples: dict[str, Any]) -> dict[str, Any]:
         encoded = dict(tokenizer(*(examples[column] for column in columns), padding=padding, max_length=max_length, truncation=True))
-        if label_to_id is not None and not ids_are_given and "label" in examples:
-            encoded["label"] = [label_to_id[str(label)] for label in examples["label"]]
+        if names_to_ids is not None and NAMED in examples:
+            encoded["label"] = [names_to_ids.get(str(label), -100) for label in examples[NAMED]]  # a test file may have placeholders
         return encoded
 
-    return splits.map(encode, batched=True, load_from_cache_file=not arguments.overwrite_cache, desc="Tokenizing")
+    encoded_splits = DatasetDict()
+    for name, split in splits.items():
+        # A new column for the ids: under its own name the old one would turn them into text again.
+        named = names_to_ids is not None and "label" in split.column_names
+        encoded_splits[name] = (split.rename_column("label", NAMED) if named else split).map(
+            encode,
+            batched=True,
+            remove_columns=[NAMED] if named else None,
+            load_from_cache_file=not arguments.overwrite_cache,
+            desc="Tokenizing",
+        )
+    return encoded_splits
 
 
 def metric_function(task_name: str | None, is_regression: bool) -> Callable[[EvalPrediction], dict[str, float]]:
@@ -196,6 +287,7 @@ def main(
     transformers.utils.logging.set_verbosity(training_arguments.get_process_log_level())
     set_seed(training_arguments.seed)
 
+    check_wanted(data_arguments, training_arguments)
     splits = load_splits(data_arguments, model_arguments.cache_dir)
     names = None if data_arguments.task_name == "stsb" else label_names(splits)
     source = {"cache_dir": model_arguments.cache_dir, "revision": model_arguments.model_revision}
@@ -208,6 +300,8 @@ def main(
     label_to_id = None
     if names is not None:
         label_to_id = {name: index for index, name in enumerate(names)}
+        if data_arguments.task_name is None:
+            check_labels(splits, label_to_id)
         config.label2id, config.id2label = label_to_id, dict(enumerate(names))
     tokenizer = AutoTokenizer.from_pretrained(model_arguments.tokenizer_name or model_arguments.model_name_or_path, **source)
     model = AutoModelForSequenceClassification.from_pretrained(

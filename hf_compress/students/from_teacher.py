@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import transformers
@@ -101,6 +102,15 @@ def load_teacher(name_or_path: str) -> PreTrainedModel:
         raise TeacherError(f"No weights can be loaded from {name_or_path}: {_first_line(error)}") from error
 
 
+def without_task(model: PreTrainedModel) -> str | None:
+    """Why a model may teach no task: its class, if that has no head, or one of pre-training; else None."""
+    name = type(model).__name__
+    headless = name.endswith("Model") and not name.endswith(("HeadModel", "HeadsModel"))
+    if headless or name.endswith(("ForPreTraining", "ForMaskedLM")):
+        return f"{name}, {'which has no head' if headless else 'as it came out of pre-training'}"
+    return None
+
+
 def _of_kept_layers(teacher: PreTrainedModel | str, layers_to_keep: Sequence[int] | None, num_hidden_layers: int | None) -> PreTrainedModel:
     """A copy of the teacher without its other layers."""
     student = load_teacher(teacher) if isinstance(teacher, str) else copy.deepcopy(teacher)
@@ -121,6 +131,8 @@ def _design(teacher: PreTrainedModel | str) -> tuple[PreTrainedConfig, type[PreT
     """The teacher's config, and the class that makes a model of it; no weights are loaded."""
     if not isinstance(teacher, str):
         return teacher.config, type(teacher)
+    if teacher.startswith(("/", "./", "../", "~")) and not Path(teacher).expanduser().is_dir():
+        raise TeacherError(f"{teacher}: there is no such folder. Give the folder of a model, or its name on the Hub.")
     try:
         config = AutoConfig.from_pretrained(teacher)
     except (OSError, ValueError) as error:

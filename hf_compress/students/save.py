@@ -34,17 +34,22 @@ def save_student(student: PreTrainedModel, output_dir: str | Path, tokenizer_sou
     return type(processor).__name__
 
 
-def check_output_dir(output_dir: str | Path, source: str | Path | None) -> None:
+def check_output_dir(output_dir: str | Path, source: str | Path | None, *, what: str = "teacher") -> None:
     """Refuse, before any work, a folder that cannot take a student.
 
+    Args:
+        output_dir: where it is to go.
+        source: what it is made of: a folder, a name, or None.
+        what: what to call the source.
+
     Raises:
-        ArgumentError: it is the teacher's own folder, or a file.
+        ArgumentError: it is the source's own folder, or a file.
     """
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise ArgumentError(f"{folder} is a file; name a folder to write the student to.")
     if source is not None and Path(source).exists() and folder.resolve() == Path(source).resolve():
-        raise ArgumentError(f"{folder} is where the teacher is; name another folder, or the teacher would be overwritten.")
+        raise ArgumentError(f"{folder} is where the {what} is; name another folder, or the {what} would be overwritten.")
 
 
 def _processor(source: str) -> Any:

@@ -101,13 +101,13 @@ def test_a_bad_depth_is_refused(arguments: dict[str, Any]) -> None:
 
 def test_parse_fills_in_the_defaults() -> None:
     assert Selection.parse("1l_10t_0.1h") == Selection(
-        Depth(1, "t_top10"), 10, "attention_no_sep", "probabilities", 0.1, "pca", "ignore", 0
+        Depth(1), 10, "attention_no_sep", "probabilities", 0.1, "pca", "ignore", 0
     )
     assert Selection.parse("10t") == Selection(Depth(), 10, "attention_no_sep")
-    assert Selection.parse("1l") == Selection(Depth(1, "t_top10"))
+    assert Selection.parse("1l") == Selection(Depth(1))
     assert Selection.parse(" .1H ") == Selection(width=0.1, width_scheme="pca")
     assert Selection.parse("all") == Selection() == Selection.everything()
-    assert Selection.parse("1l_50t_1.0h", width_scheme="magnitude") == Selection(Depth(1, "t_top10"), 50, "attention_no_sep")
+    assert Selection.parse("1l_50t_1.0h", width_scheme="magnitude") == Selection(Depth(1), 50, "attention_no_sep")
     chosen = Selection.parse(
         "2l_30t_0.2h", scheme="t_top8", length="attention", rank_by="scores", width_scheme="magnitude", mask="zero_target", seed=3
     )
@@ -334,7 +334,7 @@ def test_layers_that_are_not_stored_are_named() -> None:
 
 
 def test_describe_names_the_schemes() -> None:
-    assert Selection.parse("1l_10t_0.1h").describe() == (
+    assert Selection.parse("1l_10t_0.1h", scheme="t_top10").describe() == (
         "1l_10t_0.1h (layers t_top10; tokens attention_no_sep, by probabilities; dimensions pca, ignore)"
     )
     assert Selection(Depth(pairs=((2, 8), (1, 4))), 5, "left_first").describe() == "2l_5t (layers 1:4,2:8; tokens left_first)"

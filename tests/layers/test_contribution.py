@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -195,8 +196,18 @@ def test_the_layers_that_change_least_go() -> None:
         choose_by_contribution(alike, everyone, threshold=0.98)
     with pytest.raises(LayerDropError, match=r"4 of 6 layers, more than half.*3: 0\.7000.*Raise the threshold"):
         choose_by_contribution(alike, everyone, threshold=0.6)
+    for failed in (0.6, 0.98):
+        with pytest.raises(LayerDropError, match=r"--num_layers_to_drop, from 1 to 5") as refused:
+            choose_by_contribution(alike, everyone, threshold=failed)
+        named = re.findall(r"--layer_drop_threshold (\S+)\)", str(refused.value))
+        assert 1 <= len(choose_by_contribution(alike, everyone, threshold=float(named[0]))) <= 3
     with pytest.raises(LayerDropError, match="only 4 of 6 layers may be dropped"):
         choose_by_contribution(alike, (3, 4, 5, 6), num_layers_to_drop=5)
+
+
+def test_no_threshold_is_named_where_none_works() -> None:
+    with pytest.raises(LayerDropError, match=r"0\.9000\. Say how many layers go instead: --num_layers_to_drop, from 1 to 3"):
+        choose_by_contribution((0.9, 0.9, 0.9, 0.9), (1, 2, 3, 4), threshold=0.5)
 
 
 def test_drop_by_contribution() -> None:

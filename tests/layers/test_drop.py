@@ -266,3 +266,15 @@ def test_a_model_inside_another_module() -> None:
     model = Classifier()
     drop_layers(model, strategy="top", num_layers_to_drop=2)
     assert len(model.body.bert.encoder.layer) == model.body.config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize("name", ["layers_to_drop", "layers_to_keep"])
+@pytest.mark.parametrize("layers", ["5-6", 5])
+def test_layers_in_python_are_lists_of_numbers(name: str, layers: Any) -> None:
+    with pytest.raises(LayerDropError, match=rf"{name} is '?5.*in Python it is a list of numbers, such as {name}=\[5, 6\]"):
+        drop_layers(tiny_model("bert", num_layers=6), **{name: layers})
+
+
+def test_a_path_is_no_model() -> None:
+    with pytest.raises(LayerDropError, match=r"takes a model, and found 'bert-base-uncased'.*hf-compress drop MODEL"):
+        drop_layers("bert-base-uncased", strategy="top")  # type: ignore[arg-type]

@@ -25,10 +25,13 @@ def test_the_recipes_of_the_papers() -> None:
     assert weights_of("distilbert") == {"logits": 5.0, "labels": 2.0, "hidden_states": 1.0}
     assert weights_of("tinybert") == {"embeddings": 1.0, "hidden_states": 1.0, "attention_scores": 1.0, "logits": 1.0}
     assert weights_of("pkd") == {"labels": 0.5, "logits": 0.5, "hidden_states": 100.0}
+    assert weights_of("mud") == {"hidden_states": 1.0, "logits": 1.0}
     assert weights_of("layerwise") == {"logits": 1.0, "hidden_states": 10.0, "attention_scores": 1.0}
 
 
-@pytest.mark.parametrize(("recipe", "pairs"), [("distilbert", "3:9"), ("pkd", "1:3,2:6"), ("tinybert", "1:3,2:6,3:9")])
+@pytest.mark.parametrize(
+    ("recipe", "pairs"), [("distilbert", "3:9"), ("mud", "1:3,2:6,3:9"), ("pkd", "1:3,2:6"), ("tinybert", "1:3,2:6,3:9")]
+)
 def test_which_layers_a_paper_compares(recipe: str, pairs: str) -> None:
     def shape(layers: int) -> ModelShape:
         return ModelShape("Model", "sequence_classification", {"layers": Stack(layers, 12, 2)})

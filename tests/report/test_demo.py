@@ -59,6 +59,8 @@ def test_a_miniature_demo_writes_table_picture_and_models(tmp_path: Path) -> Non
     written = json.loads(report.files["report.json"].read_text())
     assert [Row(**row) for row in written["rows"]] == list(report.rows)
     assert markdown_table(report.rows) in report.files["report.md"].read_text()
+    first_line = report.files["report.md"].read_text().splitlines()[0]
+    assert first_line == "# hf-compress demo at scale 0.005, which is too short to claim anything"
     assert report.files["picture.png"].stat().st_size > 20_000
     printed = buffer.getvalue()
     for row in report.rows:

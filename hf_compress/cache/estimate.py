@@ -1,0 +1,87 @@
+"""What a teacher on disk would take, before there is a teacher or a data set: from sizes alone, by the arithmetic of a build.
+
+selection, codec, signals, sizes  -->  bytes of an example of so many tokens, and bytes that all examples share
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_compress.cache.codec import CodecName
+from hf_compress.cache.encode import Encoder
+from hf_compress.cache.fields import field_of
+from hf_compress.cache.price import example_bytes
+from hf_compress.cache.selection import Selection
+from hf_compress.cache.spaces import blank_spaces, spaces_bytes
+from hf_compress.cache.teacher_rows import TeacherRun, blank_signals
+from hf_compress.errors import ArgumentError
+from hf_compress.signals import Signals, SignalSpec
+
+
+@dataclass(frozen=True)
+class TeacherSizes:
+    """What must be known of a teacher to tell what it takes on disk.
+
+    Attributes:
+        stacks: by stack, hidden size and number of heads.
+        logits: by name, the shape of one example's logits; -1 stands for its tokens.
+        ranks: whether its attention can be seen, so that tokens can be ranked by it.
+    """
+
+    stacks: Mapping[str, tuple[int, int]]
+    logits: Mapping[str, tuple[int, ...]]
+    ranks: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one cache would take.
+
+    Attributes:
+        each: bytes of an example of the length asked for, its place in the index among them.
+        shared: bytes that all examples share: chosen dimensions, a pca basis.
+    """
+
+    each: int
+    shared: int
+
+    def total(self, num_examples: int) -> int:
+        """Bytes of so many examples; headers and the manifest, some kilobytes a shard, are not counted."""
+        return self.each * num_examples + self.shared
+
+
+class _Nobody:
+    """No teacher: an estimate asks none."""
+
+    def signals(self, inputs: Mapping[str, Tensor], spec: SignalSpec) -> Signals:
+        raise AssertionError("an estimate needs no forward")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def estimate(spec: SignalSpec, selection: Selection, codec: CodecName, teacher: TeacherSizes, tokens: int) -> Estimate:
+    """Tell what a cache takes.
+
+    Args:
+        spec: which signals it holds.
+        selection: what is kept of hidden states.
+        codec: number format of hidden states and attention scores.
+        teacher: its sizes.
+        tokens: real tokens of an example.
+
+    Raises:
+        ArgumentError: fewer than one token.
+        TeacherError: tokens are to be ranked by an attention that cannot be seen.
+    """
+    if tokens < 1:
+        raise ArgumentError(f"An example of {tokens} tokens has nothing to store; give how many an example has, 1 at least.")
+    spaces = blank_spaces(selection, {field_of(key): teacher.stacks[key.stack][0] for key in spec.hidden_states})
+    run = TeacherRun(_Nobody(), spec, selection, torch.device("cpu"), nullcontext, ranks=teacher.ranks)
+    each = example_bytes(Encoder(selection, codec, spaces), blank_signals(spec, run, teacher.stacks, teacher.logits))(tokens)
+    return Estimate(int(each), spaces_bytes(spaces))
