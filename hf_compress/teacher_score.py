@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
@@ -38,7 +39,7 @@ def teacher_score(
     """
     predictions: list[np.ndarray[Any, Any]] = []
     references: list[np.ndarray[Any, Any]] = []
-    for batch in batches:
+    for batch in _without_drawing(batches):
         logits = teacher.signals(batch, SignalSpec(logits=True)).logits.get("logits")
         labels = next((batch[name] for name in ("labels", *label_names) if isinstance(batch.get(name), Tensor)), None)
         if logits is None or labels is None or logits.dim() != 2:
@@ -51,6 +52,13 @@ def teacher_score(
         return {}
     scores = compute_metrics(EvalPrediction(predictions=np.concatenate(predictions), label_ids=np.concatenate(references)))
     return {f"teacher_{name}": float(value) for name, value in scores.items() if isinstance(value, (int, float))}
+
+
+def _without_drawing(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The batches, with torch's random state put back after them: a run that does not ask the teacher draws the same dropout."""
+    before = torch.random.get_rng_state()
+    yield from batches
+    torch.random.set_rng_state(before)
 
 
 def say_score(scores: Mapping[str, float], num_labels: int | None) -> None:

@@ -109,6 +109,8 @@ def cached_side(
     assert flags.teacher_cache_dir is not None
     cache = TeacherCache(flags.teacher_cache_dir, selection=flags.selection)
     manifest = cache.manifest
+    if flags.teacher_cache_dtype is not None:
+        refuse_mismatch(manifest, {"selection.codec": flags.codec}, "in another folder (--teacher_cache_dir), with the teacher")
     _refuse_other_teacher(manifest, flags, teacher, kind_of(student))
     _refuse_other_tokenizer(manifest, student, tokenizer)
     chosen = list(losses) if losses is not None else _recipe_of(flags, manifest.distillation)

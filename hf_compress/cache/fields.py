@@ -7,7 +7,7 @@ hidden_states.layers.9.mask            magnitude: which dimensions each selected
 hidden_states.layers.9.importance      how much the summary token attends to each token: what a smaller selection is chosen by
 attention_scores.layers.9.values       rows: heads x queries x keys
 logits.values                          rows: one a record, or tokens
-special.layers                         1 where a token is special ([CLS], [SEP], ...)
+special.layers                         1 where a token is special ([SEP], ...), but for the one that sums the example up
 """
 
 from __future__ import annotations

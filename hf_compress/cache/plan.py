@@ -65,7 +65,6 @@ def make_plan(keys: Keys, lengths: Integers, *, batch_tokens: int, example_bytes
         example_bytes: what an example of that many tokens takes on disk.
     """
     _, first = np.unique(keys, axis=0, return_index=True)
-    first = np.sort(first)
     by_length = first[np.lexsort((keys[first, 1], keys[first, 0], -lengths[first]))]
     batches = tuple(_batches(lengths[by_length], batch_tokens))
     shards = tuple(_shards(lengths[by_length], batches, example_bytes))

@@ -135,14 +135,15 @@ def test_a_build_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.99])
 def test_a_damaged_shard_of_a_stopped_build_is_built_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, share: float
 ) -> None:
     builder(tmp_path / "whole", teacher(), DATA, EVERYTHING).build()
     stop_after(4, tmp_path / "parts", monkeypatch)
     bad = tmp_path / "parts" / shard_name(1)
     content = bytearray(bad.read_bytes())
-    content[-5] ^= 1
+    content[int(share * len(content))] ^= 1
     bad.write_bytes(content)
     cut = tmp_path / "parts" / shard_name(2)
     cut.write_bytes(cut.read_bytes()[:-7])
@@ -207,15 +208,14 @@ def test_several_processes_write_what_one_writes(tmp_path: Path, monkeypatch: py
 # --- the price ---
 
 
-@pytest.mark.parametrize("codec", ["float32", "int8"])
 @pytest.mark.parametrize(
-    ("words", "width", "spec"),
+    ("words", "width", "spec", "codec"),
     [
-        ("all", None, EVERYTHING),
-        ("3t_0.5h", "pca", states(1, 2)),
-        ("3t_0.5h", "magnitude", SignalSpec(logits=True) | states(1, 2)),
-        ("0.3h", "magnitude", states(2)),
-        ("4t", None, states(2)),
+        ("all", None, EVERYTHING, "float32"),
+        ("all", None, EVERYTHING, "int8"),
+        ("3t_0.5h", "pca", states(1, 2), "float16"),
+        ("3t_0.5h", "magnitude", SignalSpec(logits=True) | states(1, 2), "int8"),
+        ("4t", None, states(2), "float32"),
     ],
 )
 def test_the_price_is_what_is_paid(

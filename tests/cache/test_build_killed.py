@@ -136,7 +136,7 @@ def moments():
     chosen = {}
     for number, (call, file) in enumerate(events):
         kind = file.split(".")[0].split("-")[0]  # shard, index, manifest, shared, building, teacher; the folder's own name
-        wanted = kind in ("index", "manifest") or call == "rename" and number % 2 or number % max(1, len(events) // 10) == 0
+        wanted = kind in ("index", "manifest") or call == "rename" and number % 2 or number % max(1, len(events) // 14) == 0
         if wanted:
             chosen[number] = "after" if call == "rename" and kind in ("shard", "manifest") else "before"
     return chosen

@@ -100,9 +100,7 @@ def test_a_bad_depth_is_refused(arguments: dict[str, Any]) -> None:
 
 
 def test_parse_fills_in_the_defaults() -> None:
-    assert Selection.parse("1l_10t_0.1h") == Selection(
-        Depth(1), 10, "attention_no_sep", "probabilities", 0.1, "pca", "ignore", 0
-    )
+    assert Selection.parse("1l_10t_0.1h") == Selection(Depth(1), 10, "attention_no_sep", "probabilities", 0.1, "pca", "ignore", 0)
     assert Selection.parse("10t") == Selection(Depth(), 10, "attention_no_sep")
     assert Selection.parse("1l") == Selection(Depth(1))
     assert Selection.parse(" .1H ") == Selection(width=0.1, width_scheme="pca")
