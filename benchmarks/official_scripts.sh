@@ -5,7 +5,7 @@
 #   RUN_GLUE=... RUN_CLASSIFICATION=...   the two scripts
 #   GLUE=...      a folder where load_dataset("nyu-mll/glue", "mrpc") and evaluate.load("glue", "mrpc") find their data
 #   MODEL=...     a pretrained encoder with 6 layers;  TEACHER=... the same, fine-tuned on MRPC
-#   PYTHON=python OUT=a new folder
+#   PYTHON=python OUT=a new folder ONLY='cache|distil'   (a regular expression: just these cases)
 set -u
 : "${RUN_GLUE:?}" "${RUN_CLASSIFICATION:?}" "${GLUE:?}" "${MODEL:?}" "${TEACHER:?}"
 PYTHON=${PYTHON:-python}
@@ -18,6 +18,7 @@ failed=0
 case_() { # case_ NAME EXIT_CODE "TEXT THAT IT PRINTS" COMMAND...
   local name=$1 expected=$2 text=$3 start=$SECONDS code
   shift 3
+  [[ $name =~ ${ONLY:-.} ]] || return 0
   "$@" >"$OUT/$name.log" 2>&1
   code=$?
   if [ $code -eq "$expected" ] && { [ -z "$text" ] || grep -qF -- "$text" "$OUT/$name.log"; }; then
@@ -59,6 +60,16 @@ sys.exit(whole != resumed)
 PY
 case_ glue_resume_other_drop 2 "asks for another drop" run "$RUN_GLUE" "${mrpc[@]}" --do_train --max_steps 6 --output_dir "$OUT/other" \
   --layer_drop_strategy symmetric --resume_from_checkpoint "$OUT/glue_distil/checkpoint-4"
+
+# The teacher on disk: built and trained from, by the flags alone; then by another run that loads no teacher; and not of other data.
+disk=(--trainer_class DistillTrainer --teacher_cache_dir "$OUT/cache" --layer_drop_strategy top)
+case_ glue_cache_built 0 "hidden states 1l_10t_0.1h" run "$RUN_GLUE" "${mrpc[@]}" "${steps[@]:0:4}" "${disk[@]}" --hsk 1l_10t_0.1h \
+  --teacher_model_name_or_path "$TEACHER" --output_dir "$OUT/glue_cache_built"
+case_ glue_cache_read 0 "teacher on disk: $OUT/cache, 96 examples" run "$RUN_GLUE" "${mrpc[@]}" "${steps[@]:0:4}" "${disk[@]}" \
+  --output_dir "$OUT/glue_cache_read"
+case_ glue_cache_same_weights 0 "" cmp "$OUT/glue_cache_built/model.safetensors" "$OUT/glue_cache_read/model.safetensors"
+case_ glue_cache_other_data 2 "are not in the teacher on disk" run "$RUN_GLUE" "${mrpc[@]}" --do_train --max_steps 2 "${disk[@]}" \
+  --max_seq_length 64 --output_dir "$OUT/glue_cache_other"
 
 # What was saved, evaluated: with the flags of the training, without hf_compress, and with another drop.
 saved=(--model_name_or_path "$OUT/glue_distil" --task_name mrpc --do_eval --max_eval_samples 32 --report_to none)

@@ -108,8 +108,10 @@ def _check_losses(losses: object) -> None:
             )
 
 
-def warn_of_same_model(student: nn.Module, path: str) -> None:
-    """Say that a model is its own teacher, unless layers were dropped since it was loaded."""
+def warn_of_same_model(student: nn.Module, teacher: nn.Module | None, path: str) -> None:
+    """Say that a model is its own teacher, unless layers were dropped since it was loaded, or it was made smaller in another way."""
+    if teacher is None or sum(p.numel() for p in student.parameters()) != sum(p.numel() for p in teacher.parameters()):
+        return
     config = pretrained_model(student).config
     loaded = str(getattr(config, "_name_or_path", None) or "")
     same = bool(loaded) and (loaded == path or (os.path.isdir(loaded) and os.path.isdir(path) and os.path.samefile(loaded, path)))

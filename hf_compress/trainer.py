@@ -139,11 +139,11 @@ class DistillTrainer(Trainer):
         if self._reads_cache():
             side = cached_side(student, flags, self._losses, self.processing_class, handed_over, self.args.device)
         else:
-            if path is not None:
-                warn_of_same_model(student, path)
             if path is not None and self._loaded_teacher is None:  # once, also where model_init builds many students
                 self._loaded_teacher = load_teacher(path, kind_of(student), revision=flags.teacher_revision, dtype=flags.teacher_dtype)
             model = self._loaded_teacher if path is not None else handed_over
+            if path is not None:
+                warn_of_same_model(student, model, path)
             side = live_side(student, model, path, flags, self._losses, self.processing_class)
         source = side.source.to(self.args.device) if isinstance(side.source, LiveTeacher) else side.source
         label_name = self.label_names[0] if len(self.label_names) == 1 else "labels"

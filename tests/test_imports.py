@@ -94,7 +94,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scripts": set(),
     "bound_trainer": {"argument_values", "arguments", "callbacks", "errors", "task", "trainer", "trainer_seq2seq", "trim_padding"},
     "run": {"bound_trainer", "console_log", "errors", "script_arguments"},
-    "report": {"callbacks", "errors", "layers", "losses", "students", "trainer", "training_arguments"},
+    "report": {"arguments", "cache", "callbacks", "errors", "layers", "losses", "students", "trainer", "training_arguments"},
     "cli": {
         "argument_values",
         "arguments",

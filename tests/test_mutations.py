@@ -68,6 +68,30 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "            pass",
         "tests/test_distill_trainer.py::test_a_resumed_run_ends_where_an_unbroken_one_does",
     ),
+    "key": (
+        "cache/key.py",
+        "return self.columns[name][example, start : start + self.lengths[example]]",
+        "return self.columns[name][example, start:]",
+        "tests/cache/test_key.py::test_neither_padding_nor_company_changes_a_key",
+    ),
+    "codec scale": (
+        "cache/codec.py",
+        "scales = values.abs().amax(-1) / _STEPS",
+        "scales = values.abs().amax() / _STEPS * torch.ones(len(values))",
+        "tests/cache/test_codec.py::test_a_row_does_not_depend_on_the_others",
+    ),
+    "selection": (
+        "cache/tokens.py",
+        "    eligible = mask.bool()",
+        "    eligible = torch.ones_like(mask).bool()",
+        "tests/cache/test_tokens.py::test_padding_is_never_chosen",
+    ),
+    "selected tokens' count": (
+        "losses/reduction.py",
+        "return self.selected[stack].sum().float()",
+        "return torch.full((), float(self.selected[stack].numel()), device=self.device)",
+        "tests/test_cached_training.py::test_a_selection_is_taught_as_a_plain_loop_does",
+    ),
 }
 
 

@@ -1,14 +1,16 @@
 """`hf-compress demo`: the whole flow on a corpus that it writes itself, offline, in minutes.
 
     corpus -> tokenizer -> teacher -> two students, each with labels only and distilled -> table, picture, report
+                                      one of them once more, from what the teacher has stored on disk
 
-The students get few labelled examples, the teacher had many. All four trainings of students have the same examples, steps, batches and
+The students get few labelled examples, the teacher had many. All trainings of students have the same examples, steps, batches and
 learning rate.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,13 +22,15 @@ from rich.console import Console
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from hf_compress.arguments import CompressionArguments
+from hf_compress.cache.reader import TeacherCache
 from hf_compress.errors import ArgumentError
 from hf_compress.losses.labels import LabelsLoss
 from hf_compress.losses.loss import Loss
 from hf_compress.losses.recipes import DEFAULT_RECIPE, losses_of
 from hf_compress.report.contenders import BagOfWords, Contender, MajorityClass, Transformer
 from hf_compress.report.corpus import LABELS, Example, with_wrong_labels, write_corpus
-from hf_compress.report.document import DemoReport, fairness, write_json, write_markdown
+from hf_compress.report.document import DemoReport, fairness, from_disk, write_json, write_markdown
 from hf_compress.report.measure import accuracy, milliseconds_per_example
 from hf_compress.report.picture import draw_picture
 from hf_compress.report.settings import DemoSettings
@@ -51,6 +55,7 @@ class Trained:
     contender: Contender
     seconds: float
     folder: Path | None = None
+    stored_bytes: int | None = None
 
 
 @dataclass
@@ -124,19 +129,21 @@ def run_demo(
     )
     draw_picture(rows, report.files["picture.png"], students=STUDENTS, lines=BASELINES)
     write_json(report)
-    write_markdown(report, STUDENTS)
+    write_markdown(report, STUDENTS, NARROW)
     _say_where(console, report)
     return report
 
 
 def train_models(corpus: Corpus, settings: DemoSettings, folder: Path, bars: ProgressBars, seed: int) -> list[Trained]:
-    """Train the teacher, then each student twice from the same start: with labels only, and distilled."""
-    names: list[tuple[str, Training]] = [(TEACHER, "labels"), *((name, how) for name in STUDENTS for how in ("labels", "distilled"))]
+    """Train the teacher, then each student from the same start: with labels only, and distilled; the narrow one from disk as well."""
+    students: list[tuple[str, Training]] = [(name, how) for name in STUDENTS for how in ("labels", "distilled")]
+    names: list[tuple[str, Training]] = [(TEACHER, "labels"), *students, (NARROW, "from disk")]
     schedules = {name: settings.teacher_schedule if name == TEACHER else settings.student_schedule for name, _ in names}
     tasks = {(name, how): bars.add(_full_name(name, how), schedules[name].steps) for name, how in names}
     datasets = {True: to_dataset(corpus.for_teacher, corpus.tokenizer), False: to_dataset(corpus.for_students, corpus.tokenizer)}
     places = {(name, how): folder / _full_name(name, how).replace(" ", "_").replace(",", "") for name, how in names}
-    teacher = places[TEACHER, "labels"]
+    teacher, cache = places[TEACHER, "labels"], folder / "teacher_on_disk"
+    shutil.rmtree(cache, ignore_errors=True)  # an earlier demo's
     trained = []
     for name, how in names:
         model = new_teacher(settings, corpus.tokenizer, seed) if name == TEACHER else new_student(name, settings, teacher, seed)
@@ -146,14 +153,21 @@ def train_models(corpus: Corpus, settings: DemoSettings, folder: Path, bars: Pro
             corpus.tokenizer,
             schedules[name],
             losses=losses(how, settings),
-            teacher=teacher if how == "distilled" else None,
+            teacher=None if how == "labels" else teacher,
+            compression=None if how != "from disk" else stored_teacher(cache, settings),
             output_dir=places[name, how],
             bars=bars,
             task=tasks[name, how],
             seed=seed,
         )
-        trained.append(Trained(name, how, Transformer.load(places[name, how]), seconds, places[name, how]))
+        size = TeacherCache(cache).manifest.bytes if how == "from disk" else None
+        trained.append(Trained(name, how, Transformer.load(places[name, how]), seconds, places[name, how], size))
     return trained
+
+
+def stored_teacher(folder: Path, settings: DemoSettings) -> CompressionArguments:
+    """Store what the teacher says before training, and train from that: the teacher is let go."""
+    return CompressionArguments(teacher_cache_dir=str(folder), hidden_states_selection=settings.stored)
 
 
 def new_teacher(settings: DemoSettings, tokenizer: PreTrainedTokenizerFast, seed: int) -> BertForSequenceClassification:
@@ -217,6 +231,7 @@ def measure_all(trained: list[Trained], examples: list[Example]) -> tuple[Row, .
                 training_seconds=each.seconds,
                 accuracy=accuracies[name],
                 teacher_share=accuracies[name] / accuracies[_full_name(TEACHER, "labels")],
+                stored_bytes=each.stored_bytes,
             )
         )
     return tuple(rows)
@@ -225,7 +240,7 @@ def measure_all(trained: list[Trained], examples: list[Example]) -> tuple[Row, .
 def _full_name(name: str, training: Training) -> str:
     if name not in STUDENTS:
         return name
-    return f"{name}, {'distilled' if training == 'distilled' else 'labels only'}"
+    return f"{name}, {'labels only' if training == 'labels' else training}"
 
 
 def _baseline(name: str, kind: type[MajorityClass] | type[BagOfWords], corpus: Corpus) -> Trained:
@@ -246,6 +261,7 @@ def _introduce(console: Console, settings: DemoSettings, corpus: Corpus) -> None
 def _say_where(console: Console, report: DemoReport) -> None:
     for student in STUDENTS:
         console.print(f"{student}: distilled {100 * report.gain(student):+.1f} points against labels only", highlight=False)
+    console.print(f"{NARROW}: {from_disk(report.row(NARROW, 'from disk'), report.row(NARROW, 'distilled'))}", highlight=False)
     console.print(f"{report.seconds:.0f} seconds in all. Written:", highlight=False)
     for path in (*report.files.values(), *report.models.values()):
         console.print(f"  {path}", highlight=False, markup=False, soft_wrap=True)

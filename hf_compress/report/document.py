@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from hf_compress import __version__
+from hf_compress.cache.selection import Selection
 from hf_compress.report.corpus import LABELS, Example
 from hf_compress.report.measure import BATCH_SIZE
 from hf_compress.report.settings import DemoSettings
@@ -61,11 +62,19 @@ def fairness(settings: DemoSettings) -> str:
     """How the comparison is made, in a sentence."""
     noise = f", {100 * settings.wrong_labels:g}% of them with the wrong label" if settings.wrong_labels else ""
     return (
-        f"The teacher learnt from {settings.teacher_examples:,} labelled examples and so did the bag of words; all four "
+        f"The teacher learnt from {settings.teacher_examples:,} labelled examples and so did the bag of words; all "
         f"trainings of students have the same {settings.student_examples:,} others{noise}, the same "
         f"{settings.student_schedule.steps:,} steps of {settings.student_schedule.batch_size} examples and the same single learning rate, "
         "and where a student is distilled, what the teacher shows on these examples (predictions, hidden states, attention) takes the "
         "place of their labels."
+    )
+
+
+def from_disk(stored: Row, live: Row) -> str:
+    """What the student that learnt from disk shows, in a phrase."""
+    return (
+        f"{100 * stored.accuracy:.1f}% from {(stored.stored_bytes or 0) / 1e3:.0f} kB on disk, with no teacher loaded in training; "
+        f"{100 * live.accuracy:.1f}% with the teacher beside it"
     )
 
 
@@ -98,8 +107,14 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def write_markdown(report: DemoReport, students: Sequence[str]) -> None:
-    """Write report.md: the question, the table, the picture, how it was measured, and how to load the models."""
+def write_markdown(report: DemoReport, students: Sequence[str], stored: str) -> None:
+    """Write report.md: the question, the table, the picture, how it was measured, and how to load the models.
+
+    Args:
+        report: what was found.
+        students: that learnt from labels only and distilled.
+        stored: the one of them that learnt from disk as well.
+    """
     settings, first = report.settings, next(iter(report.models.values()))
     gains = "; ".join(f"the {student} {100 * report.gain(student):+.1f} points" for student in students)
     lines = [
@@ -108,6 +123,9 @@ def write_markdown(report: DemoReport, students: Sequence[str]) -> None:
         else f"# hf-compress demo at scale {report.scale:g}, which is too short to claim anything",
         "",
         f"Distilling changed {gains}. {fairness(settings)}",
+        "",
+        f"The {stored}: {from_disk(report.row(stored, 'from disk'), report.row(stored, 'distilled'))}. Stored were the predictions, and "
+        f"of the hidden states {Selection.parse(settings.stored).describe()}. Its seconds include storing.",
         "",
         markdown_table(report.rows),
         "",

@@ -27,7 +27,7 @@ def draw_picture(rows: Sequence[Row], path: Path, *, students: Sequence[str], li
     Args:
         rows: as in the table.
         path: of the file.
-        students: names of the rows that are there twice, learnt from labels and distilled.
+        students: names of the rows that are there at least twice, learnt from labels and distilled, and maybe from disk.
         lines: names of the rows that are drawn as lines across. All others are points.
     """
     figure = Figure(figsize=(8, 5), dpi=200, facecolor="white", layout="constrained")
@@ -51,7 +51,7 @@ def _lay_out(axes: Axes, rows: Sequence[Row], points: Sequence[Row]) -> None:
     sizes = [row.parameters for row in points]
     lowest, highest = min(row.accuracy for row in rows), max(row.accuracy for row in rows)
     axes.set_xscale("log")
-    axes.set_xlim(min(sizes) / 1.6, max(sizes) * 2.2)
+    axes.set_xlim(min(sizes) / (3.5 if any(row.training == "from disk" for row in points) else 1.6), max(sizes) * 2.2)
     axes.set_ylim(lowest - 0.07, highest + 0.06)
     axes.xaxis.set_major_locator(FixedLocator(TICKS))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -132,6 +132,18 @@ def _student(axes: Axes, runs: dict[Training, Row]) -> None:
         arrowprops={"arrowstyle": "-|>", "color": COLOURS["distilled"], "linewidth": 1.6, "shrinkA": 6, "shrinkB": 5},
         zorder=2,
     )
+    if (stored := runs.get("from disk")) is not None:
+        axes.scatter(stored.parameters, stored.accuracy, s=75, facecolor="none", edgecolor=COLOURS["distilled"], linewidth=1.6, zorder=4)
+        axes.annotate(
+            f"from {(stored.stored_bytes or 0) / 1e3:.0f} kB on disk {100 * stored.accuracy:.1f}%",
+            (stored.parameters, stored.accuracy),
+            xytext=(-9, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            color=COLOURS["distilled"],
+            fontsize=9.5,
+        )
     for row, upper, words in ((labels, not better, "labels only"), (distilled, better, "distilled")):
         _point(axes, row, COLOURS[row.training])
         _beside(axes, row, f"{words} {100 * row.accuracy:.1f}%", COLOURS[row.training], upper=upper)

@@ -28,6 +28,7 @@ class DemoSettings:
         narrow_layers: of the narrow student, as the two that follow.
         narrow_hidden_size: width.
         narrow_intermediate_size: of the feed-forward part.
+        stored: which of the hidden states are stored for the student that learns from disk.
         layers_to_keep: of the teacher, in the other student, counted from 1.
     """
 
@@ -47,6 +48,7 @@ class DemoSettings:
     narrow_hidden_size: int = 48
     narrow_intermediate_size: int = 96
     layers_to_keep: tuple[int, ...] = (2, 4)
+    stored: str = "10t_0.25h"
 
     def scaled(self, scale: float) -> DemoSettings:
         """The same demo with that share of the examples and steps, for a look or a test.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rich import box
 from rich.table import Table
 
-Training = Literal["labels", "distilled"]
+Training = Literal["labels", "distilled", "from disk"]
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,14 @@ class Row:
 
     Attributes:
         name: what it is, as "narrow student".
-        training: "labels" if only labels taught it, "distilled" if the teacher did too.
+        training: "labels" if only labels taught it, "distilled" if the teacher did, "from disk" if what it had stored did.
         parameters: their number.
         megabytes: 10^6 bytes of parameters in memory.
         milliseconds: from text to label, an example.
-        training_seconds: by the clock.
+        training_seconds: by the clock; with what it took to store what the teacher says, where it was stored.
         accuracy: share of the test set, from 0 to 1.
         teacher_share: accuracy / the teacher's accuracy.
+        stored_bytes: what the teacher on disk takes; None where there is none.
     """
 
     name: str
@@ -35,12 +36,13 @@ class Row:
     training_seconds: float
     accuracy: float
     teacher_share: float
+    stored_bytes: int | None = None
 
     def cells(self) -> tuple[str, ...]:
         """As they are printed; one for each of `HEADINGS`."""
         return (
             self.name,
-            self.training,
+            self.training if self.stored_bytes is None else f"{self.training}, {self.stored_bytes / 1e3:.0f} kB",
             f"{self.parameters:,}",
             f"{self.megabytes:.3f}",
             f"{self.milliseconds:.3f}",
@@ -59,7 +61,7 @@ def rich_table(rows: Sequence[Row], *, title: str) -> Table:
     for index, heading in enumerate(("model", "learnt", "params", "MB", "ms", "train s", "right", "kept")):  # in 80 columns
         table.add_column(heading, justify="left" if index < 2 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row.cells(), style="bold green" if row.training == "distilled" else "")
+        table.add_row(*row.cells(), style="" if row.training == "labels" else "bold green")
     return table
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallback, ProgressCallback, TrainingArguments
 
+from hf_compress.arguments import CompressionArguments
 from hf_compress.losses.loss import Loss
 from hf_compress.trainer import DistillTrainer
 
@@ -98,6 +99,7 @@ def train(
     task: TaskID,
     seed: int,
     teacher: Path | None = None,
+    compression: CompressionArguments | None = None,
 ) -> float:
     """Train a model in place, save it with its tokenizer, and return the seconds that the training took.
 
@@ -112,6 +114,7 @@ def train(
         task: the bar of this model.
         seed: of the order of the data.
         teacher: folder of the model that the losses compare this one with, if they do.
+        compression: where the teacher is to be stored, if it is.
     """
     args = TrainingArguments(
         output_dir=str(output_dir),
@@ -132,6 +135,7 @@ def train(
         args,
         teacher=None if teacher is None else str(teacher),
         losses=losses,
+        compression=compression,
         train_dataset=dataset,
         processing_class=tokenizer,
         callbacks=[BarCallback(bars, task)],

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from hf_compress.cache.reader import TeacherCache
 from hf_compress.errors import ArgumentError
 from hf_compress.report.corpus import LABELS
 from hf_compress.report.demo import KEPT, NARROW, STUDENTS, TEACHER, WORDS, run_demo
@@ -18,7 +19,7 @@ from hf_compress.report.settings import DemoSettings
 from hf_compress.report.table import Row, markdown_table
 
 ALL_ROWS = [("majority class", "labels"), (WORDS, "labels"), (TEACHER, "labels")]
-ALL_ROWS += [(student, how) for student in STUDENTS for how in ("labels", "distilled")]
+ALL_ROWS += [(student, how) for student in STUDENTS for how in ("labels", "distilled")] + [(NARROW, "from disk")]
 
 
 def silent() -> Console:
@@ -68,7 +69,12 @@ def test_a_miniature_demo_writes_table_picture_and_models(tmp_path: Path) -> Non
     for path in (*report.files.values(), *report.models.values()):
         assert str(path) in printed
 
-    assert len(report.models) == 5
+    assert len(report.models) == 6
+    cache = TeacherCache(tmp_path / "demo" / "teacher_on_disk")
+    stored = report.row(NARROW, "from disk")
+    assert stored.stored_bytes == cache.manifest.bytes > 0
+    assert str(cache.selection) == DemoSettings().stored
+    assert f"from {stored.stored_bytes / 1e3:.0f} kB on disk" in report.files["report.md"].read_text()
     for name, folder in report.models.items():
         model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         assert tuple(model.config.id2label.values()) == LABELS, name
@@ -89,3 +95,4 @@ def test_distilled_beats_labels_only_with_another_grammar(tmp_path: Path) -> Non
     assert report.row(TEACHER).accuracy > report.row(WORDS).accuracy + 0.10
     gains = {student: report.gain(student) for student in STUDENTS}
     assert min(gains.values()) > 0, gains
+    assert report.row(NARROW, "from disk").accuracy > report.row(NARROW).accuracy

@@ -20,6 +20,7 @@ ROWS = (
     Row("teacher", "labels", 472_130, 1.8885, 0.21, 43.2, 0.98, 1.0),
     Row("narrow student", "labels", 75_000, 0.3, 0.07, 9.0, 0.75, 0.75 / 0.98),
     Row("narrow student", "distilled", 75_000, 0.3, 0.071, 12.0, 0.82, 0.82 / 0.98),
+    Row("narrow student", "from disk", 75_000, 0.3, 0.071, 11.0, 0.81, 0.81 / 0.98, 136_400),
     Row("kept-layer student", "labels", 250_000, 1.0, 0.11, 10.0, 0.9, 0.9 / 0.98),
     Row("kept-layer student", "distilled", 250_000, 1.0, 0.111, 13.0, 0.96, 0.96 / 0.98),
 )
@@ -31,6 +32,7 @@ def test_markdown_has_every_cell_of_every_row() -> None:
     assert cells[0] == HEADINGS
     assert cells[2:] == [row.cells() for row in ROWS]
     assert cells[6] == ("narrow student", "distilled", "75,000", "0.300", "0.071", "12.0", "82.0%", "83.7%")
+    assert cells[7][1] == "from disk, 136 kB"
 
 
 def test_json_has_the_same_rows_with_all_digits() -> None:
