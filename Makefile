@@ -4,10 +4,12 @@
 #   make test PYTHON=python3.12                         another Python
 #   make test PIP_ARGS="--extra-index-url URL"          more arguments for pip, as for the CPU build of torch (README)
 #   make test PYTEST_ARGS="tests/layers -x"             more arguments for pytest
+#   make test PARALLEL=                                 one process for all tests, as for a debugger
 
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+PARALLEL ?= -n auto --maxprocesses 4
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -23,10 +25,10 @@ demo: $(STAMP) ## train a teacher, drop layers and distil on a small corpus: a t
 	$(BIN)/hf-compress demo
 
 test: $(STAMP) ## the default tests (at most 3 minutes on two cores)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 test-all: $(STAMP_ALL) ## the slow tests too (at most 8 minutes); they need DeepSpeed, which is installed for them
-	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu" $(PARALLEL) $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff (rules and layout) and mypy --strict
 	$(BIN)/ruff check .
