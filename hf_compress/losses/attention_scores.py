@@ -72,8 +72,8 @@ class AttentionScoresLoss(Loss):
         for shape in (student, teacher):
             if not shape.shows_attention_scores:
                 raise LossError(
-                    f"{shape.name} computes its attention in a way of its own, so its scores cannot be seen. Leave the attention out: "
-                    "--distill_weights attention_scores=0, or the recipe logits, distilbert or pkd."
+                    f"{shape.name} computes its attention in a way of its own, or is on disk without it: its scores cannot be seen. Leave "
+                    "it out: --distill_weights attention_scores=0, or the recipe logits, distilbert or pkd."
                 )
         resolved = []
         for name in stacks_in_both(self, student, teacher):
