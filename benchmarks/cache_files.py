@@ -14,6 +14,7 @@ from measuring import Bar, median
 from hf_compress.cache.codec import CodecName
 from hf_compress.cache.encode import Encoder
 from hf_compress.cache.index import Index, write_index
+from hf_compress.cache.key import Canonical
 from hf_compress.cache.manifest import INDEX_FILE
 from hf_compress.cache.reader import TeacherCache
 from hf_compress.cache.selection import Selection, WidthScheme
@@ -121,13 +122,20 @@ def read_bar(folder: Path, size: int, rounds: int = 60) -> Bar:
     return Bar("random batches of 32, float16 full: cache / numpy memmap, time", median(seconds[0]) / median(seconds[1]), 2.0)
 
 
+class OfKeys(Canonical):
+    """Examples whose keys are known, and not their tokens."""
+
+    def __init__(self, keys: np.ndarray[Any, np.dtype[np.uint64]], lengths: np.ndarray[Any, np.dtype[np.int64]]) -> None:
+        super().__init__({}, np.zeros_like(lengths), lengths, int(lengths.max()))
+        object.__setattr__(self, "_keys", keys)
+
+    def keys(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
+        """They are given: tokens are hashed by whoever reads them."""
+        return self._keys  # type: ignore[attr-defined, no-any-return]
+
+
 def read_batch(cache: TeacherCache, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Signals:
     """One batch of examples as a training step gets it."""
-    from hf_compress.cache.key import Canonical
-
     shard = cache._shard(0)
-    keys = np.ascontiguousarray(shard.keys[rows])
     lengths = np.array([shard.counts(int(row))["tokens.layers"] for row in rows], dtype=np.int64)
-    batch = Canonical({}, np.zeros_like(lengths), lengths, int(lengths.max()))
-    records = cache._records(cache.index.find(keys), keys)
-    return cache._assembler.assemble(records, batch, cache.spec)
+    return cache.read(OfKeys(np.ascontiguousarray(shard.keys[rows]), lengths), cache.spec)

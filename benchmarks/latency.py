@@ -12,18 +12,17 @@ import argparse
 import copy
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Lane, finish, machine, median, take_turns
+from measuring import Lane, Work, finish, machine, median, repeated, take_turns
+from speed import STUDENT
 from transformers import BertConfig, BertForSequenceClassification
 
 from hf_compress import drop_layers, student_from_teacher
 
 MINILM = {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
-TINYBERT4 = {"num_hidden_layers": 4, "hidden_size": 312, "num_attention_heads": 12, "intermediate_size": 1200}
 
 
 def models() -> dict[str, BertForSequenceClassification]:
@@ -37,22 +36,19 @@ def models() -> dict[str, BertForSequenceClassification]:
             drop_layers(smaller, strategy="top", num_layers_to_drop=dropped)
             found[f"{name}, {config.num_hidden_layers - dropped} layers"] = smaller
         if name == "BERT-base":
-            found["TinyBERT4's shape"] = student_from_teacher(whole, **TINYBERT4)
+            found["TinyBERT4's shape"] = student_from_teacher(whole, **STUDENT)
     return {name: model.eval() for name, model in found.items()}
 
 
-def forward(model: BertForSequenceClassification, batch_size: int, length: int) -> Callable[[Callable[[], None]], None]:
+def forward(model: BertForSequenceClassification, batch_size: int, length: int) -> Work:
     """One batch after another."""
     inputs = {"input_ids": torch.randint(1000, 2000, (batch_size, length)), "attention_mask": torch.ones(batch_size, length).long()}
 
-    def work(pause: Callable[[], None]) -> None:
-        pause()
-        while True:
-            with torch.inference_mode():
-                model(**inputs)
-            pause()
+    @torch.inference_mode()
+    def step() -> None:
+        model(**inputs)
 
-    return work
+    return repeated(step)
 
 
 def main() -> int:

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 Clock = Literal["wall", "cpu"]
+# Does step after step and calls the function it is given after each (or before each); it never returns by itself.
+Work = Callable[[Callable[[], None]], None]
 CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -35,13 +37,13 @@ class Lane:
 
     Args:
         name: as in the table.
-        work: does step after step and calls the function it is given after each (or before each); it never returns by itself.
+        work: see `Work`.
 
     The work runs in a thread of its own, so that a training loop needs no change to be stopped between two steps; only one lane
     runs at any time.
     """
 
-    def __init__(self, name: str, work: Callable[[Callable[[], None]], None], clock: Clock = "wall") -> None:
+    def __init__(self, name: str, work: Work, clock: Clock = "wall") -> None:
         self.name = name
         self.seconds: list[float] = []
         self._clock = CLOCKS[clock]
@@ -70,7 +72,7 @@ class Lane:
         if self._error is not None:
             raise RuntimeError(f"the lane {self.name!r} failed") from self._error
 
-    def _run(self, work: Callable[[Callable[[], None]], None]) -> None:
+    def _run(self, work: Work) -> None:
         self._go.acquire()
         try:
             work(self._pause)
@@ -86,6 +88,18 @@ class Lane:
         self._go.acquire()
         if self._stop:
             raise Stopped
+
+
+def repeated(step: Callable[[], object]) -> Work:
+    """The same step again and again."""
+
+    def work(pause: Callable[[], None]) -> None:
+        pause()
+        while True:
+            step()
+            pause()
+
+    return work
 
 
 def take_turns(lanes: Sequence[Lane], rounds: int, warmup: int) -> None:

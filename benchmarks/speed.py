@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import CLOCKS, Bar, Lane, finish, machine, median, quartiles, take_turns
+from measuring import CLOCKS, Bar, Lane, Work, finish, machine, median, quartiles, repeated, take_turns
 from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
@@ -37,8 +37,6 @@ TEACHER_FORWARD, STUDENT_STEP = "teacher's forward", "student's step alone"
 OURS, TEXTBREWER = "hidden states (this package)", "hidden states (TextBrewer)"
 
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(8 * 10**9), "MALLOC_MMAP_THRESHOLD_": str(8 * 10**9)}
-
-Work = Callable[[Callable[[], None]], None]
 
 
 class RandomSentences(Dataset[dict[str, Any]]):
@@ -115,14 +113,11 @@ def teacher_forward(teacher: BertForSequenceClassification, data: RandomSentence
     inputs = {name: torch.stack([row[name] for row in rows]) for name in ("input_ids", "attention_mask")}
     teacher.eval()
 
-    def work(pause: Callable[[], None]) -> None:
-        pause()
-        while True:
-            with torch.no_grad():
-                teacher(**inputs)
-            pause()
+    @torch.no_grad()
+    def forward() -> None:
+        teacher(**inputs)
 
-    return work
+    return repeated(forward)
 
 
 def textbrewer_distilling(

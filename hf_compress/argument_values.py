@@ -3,16 +3,22 @@
     "5-8" or [5, 6, 7, 8]                 -> (5, 6, 7, 8)                              layer_numbers
     "labels=0.5,logits=1" or a mapping    -> {"labels": 0.5, "logits": 1.0}            numbers_by_name
     "1:3,2:6" or a mapping                -> ((1, 3), (2, 6))                          layer_pairs
+    "1.5GB", "512MiB" or 300000           -> 1500000000, 536870912, 300000             number_of_bytes
 
 Every function takes the flag's name as well, since an error must show the words that the user can change.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from difflib import get_close_matches
 
 from hf_compress.errors import ArgumentError
+
+_UNITS = {"": 1, "b": 1, **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", start=1)}}
+_UNITS |= {f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", start=1)}
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
@@ -32,8 +38,10 @@ def one_of(name: str, known: Sequence[str], *, flag: str) -> str:
     raise ArgumentError(f"--{flag}: there is no '{name}'.{nearest_name(str(name), known)} Known: {', '.join(known)}.")
 
 
-def layer_numbers(value: object, *, flag: str) -> tuple[int, ...]:
+def layer_numbers(value: object, *, flag: str, lowest: int = 1) -> tuple[int, ...]:
     """The layers in ascending order, counted from 1, out of "5-8", "5,6,7,8", "1,9-12", a list or one number.
+
+    Where `lowest` is 0, the embedding output counts as layer 0.
 
     Raises:
         ArgumentError: not numbers or ranges, a layer 0, a range that runs backwards, a layer named twice, or none at all.
@@ -42,7 +50,7 @@ def layer_numbers(value: object, *, flag: str) -> tuple[int, ...]:
     numbers = [number for part in parts for number in _range(str(part), flag=flag)]
     if not numbers:
         raise ArgumentError(f"--{flag} names no layer; write for example 5-8 or 5,6,7,8.")
-    if min(numbers) < 1:
+    if min(numbers) < lowest:
         raise ArgumentError(f"--{flag}: there is no layer 0; layers are counted from 1. For the first layer write 1.")
     twice = sorted({number for number in numbers if numbers.count(number) > 1})
     if twice:
@@ -124,3 +132,18 @@ def layer_pairs(value: object, *, flag: str) -> tuple[tuple[int, int], ...]:
     if not found:
         raise ArgumentError(f"--{flag} is empty; write uniform, top, bottom, kept, or pairs as in 1:3,2:6,3:9.")
     return tuple(found)
+
+
+def number_of_bytes(value: object, *, flag: str) -> int:
+    """Bytes out of "200MB", "1.5 GB", "512MiB" or a number; kB, MB, GB, TB are powers of 1000, KiB, MiB, GiB, TiB of 1024.
+
+    Raises:
+        ArgumentError: no number, an unknown unit, or less than one byte.
+    """
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?|\.\d{1,15})\s*([a-z]*)\s*", str(value).lower(), re.ASCII)
+    if isinstance(value, bool) or found is None or found[2] not in _UNITS:
+        raise ArgumentError(f"--{flag} is {value!r}; write a number of bytes with a unit, as in 200MB, 1.5GB, 500kB or 64MiB.")
+    size = int(Decimal(found[1]) * _UNITS[found[2]])
+    if size < 1:
+        raise ArgumentError(f"--{flag} is {value!r}, which is no byte; write for example 200MB.")
+    return size

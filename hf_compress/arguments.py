@@ -298,6 +298,8 @@ _OF_THE_CACHE = {each.name for each in dataclasses.fields(TeacherCacheArguments)
 FIELDS: dict[str, dataclasses.Field[Any]] = {
     each.name: each for each in sorted(dataclasses.fields(CompressionArguments), key=lambda each: each.name in _OF_THE_CACHE)
 }
+# The flags that say what is compared.
+LOSS_FLAGS = ("distill_recipe", "distill_temperature", "distill_weights", "distill_layer_map", "distill_skip_heads")
 SWITCHES = frozenset(name for name, each in FIELDS.items() if each.type in ("bool", "bool | None"))  # as written: parsers replace types
 
 

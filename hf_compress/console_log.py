@@ -10,11 +10,12 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 NAME = "hf_compress"
 
 
-class _Console(logging.StreamHandler):  # type: ignore[type-arg]
+class _Console(logging.StreamHandler[TextIO]):
     """Writes to stderr until the root logger has a handler of its own, which then shows the same lines."""
 
     def __init__(self) -> None:

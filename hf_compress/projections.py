@@ -14,6 +14,8 @@ from hf_compress.losses.loss import Projection
 
 ATTRIBUTE = "hf_compress_projections"
 FILE_NAME = "distill_projections.safetensors"
+# Where a model of transformers keeps the names of weights that save_pretrained leaves out.
+IGNORED = "_keys_to_ignore_on_save"
 
 
 class Projections(nn.ModuleDict):
@@ -36,9 +38,9 @@ class Projections(nn.ModuleDict):
                 projections[name] = nn.Linear(size.in_features, size.out_features).to(like.device, like.dtype)
         if len(projections):
             setattr(student, ATTRIBUTE, projections)
-            # save_pretrained leaves these names out, and resuming from such a folder does not complain.
-            ignored = set(getattr(student, "_keys_to_ignore_on_save", None) or ())
-            student._keys_to_ignore_on_save = ignored | {f"{ATTRIBUTE}.{name}" for name in projections.state_dict()}  # type: ignore[assignment]
+            # Resuming from a folder without them does not complain either.
+            ignored = set(getattr(student, IGNORED, None) or ())
+            setattr(student, IGNORED, ignored | {f"{ATTRIBUTE}.{name}" for name in projections.state_dict()})
         return projections
 
     def project(self, name: str, state: Tensor) -> Tensor:

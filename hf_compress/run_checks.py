@@ -10,16 +10,13 @@ from typing import Any
 from torch import nn
 from transformers import EarlyStoppingCallback
 
-from hf_compress.arguments import CompressionArguments, Phase
+from hf_compress.arguments import LOSS_FLAGS, CompressionArguments, Phase
 from hf_compress.errors import ArgumentError, DataError, LossError, TeacherError
 from hf_compress.layers.record import recorded_drop
 from hf_compress.layers.stack import pretrained_model
 from hf_compress.losses.loss import Loss
 
 logger = logging.getLogger(__name__)
-
-# The flags that say what is compared.
-LOSS_FLAGS = ("distill_recipe", "distill_temperature", "distill_weights", "distill_layer_map", "distill_skip_heads")
 
 
 def flags_in_force(given: CompressionArguments | None, args: Any, bound: CompressionArguments | None) -> CompressionArguments:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_compress.cache.fields import stored_signals
-from hf_compress.cache.manifest import Manifest, TeacherIdentity
-from hf_compress.cache.reader import StoredHow
+from hf_compress.cache.hub_address import is_hub_address
+from hf_compress.cache.manifest import MANIFEST_FILE, Manifest, TeacherIdentity
 from hf_compress.cache.select import keeps_whole_states
 from hf_compress.cache.selection import Selection
 from hf_compress.errors import TeacherError
@@ -116,11 +116,6 @@ def logits_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return shapes[kind]
 
 
-def stored_how(manifest: Manifest) -> StoredHow:
-    """How a cache's hidden states are stored."""
-    return StoredHow.of(manifest)
-
-
 def has_cache(folder: str | Path) -> bool:
-    """Whether a finished cache lies there."""
-    return (Path(folder) / "manifest.json").exists()
+    """Whether a finished cache lies there. On the hub there is one or an error, told when it is opened: nothing is built there."""
+    return is_hub_address(folder) or (Path(folder) / MANIFEST_FILE).exists()

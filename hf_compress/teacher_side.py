@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer
 
-from hf_compress.arguments import CompressionArguments
+from hf_compress.arguments import LOSS_FLAGS, CompressionArguments
 from hf_compress.cache.manifest import Manifest, refuse_mismatch
 from hf_compress.cache.reader import TeacherCache
+from hf_compress.cache.select import keeps_whole_states
 from hf_compress.cache.selection import Selection
 from hf_compress.cached_teacher import CachedTeacher
-from hf_compress.errors import LossError, TeacherError
+from hf_compress.errors import CacheError, LossError, TeacherError
 from hf_compress.layers.layer_map import LayerMap
 from hf_compress.layers.stack import pretrained_model, unwrap
 from hf_compress.losses.attention_scores import AttentionScoresLoss
@@ -26,16 +27,13 @@ from hf_compress.losses.hidden_states import EmbeddingsLoss, HiddenStatesLoss
 from hf_compress.losses.logits import LogitsLoss
 from hf_compress.losses.loss import Loss
 from hf_compress.losses.recipes import DEFAULT_RECIPE, losses_of
-from hf_compress.signals import SignalSource
+from hf_compress.signals import SignalSource, SignalSpec
 from hf_compress.task import ModelShape, kind_of
 from hf_compress.teacher import LiveTeacher, load_teacher
 from hf_compress.teacher_checks import check_vocabularies, label_order, labels_of
 from hf_compress.teacher_identity import shape_of, tokenizer_hash, weights_hash
 
 logger = logging.getLogger(__name__)
-
-# The flags that a cache's manifest answers for where they are not given again.
-_RECIPE_FLAGS = ("distill_recipe", "distill_temperature", "distill_weights", "distill_layer_map", "distill_skip_heads")
 
 
 @dataclass(frozen=True)
@@ -83,8 +81,10 @@ def live_side(
     check_vocabularies(student, model, tokenizer, AutoTokenizer.from_pretrained(path) if saved and path is not None else None)
     order = label_order(student, labels_of(model)) if _compare_logits(chosen) else None
     shape = ModelShape.of(model)
-    if flags.selection is not None:
-        chosen = with_selection(chosen, flags.selection, ModelShape.of(student), shape)
+    # What a budget leaves of the hidden states is chosen later; it is a selection in any case.
+    selection = flags.selection if flags.teacher_cache_budget is None else Selection.everything()
+    if selection is not None:
+        chosen = with_selection(chosen, selection, ModelShape.of(student), shape)
     return TeacherSide(LiveTeacher(model, label_order=order), shape, chosen)
 
 
@@ -113,6 +113,7 @@ def cached_side(
         refuse_mismatch(manifest, {"selection.codec": flags.codec}, "in another folder (--teacher_cache_dir), with the teacher")
     _refuse_other_teacher(manifest, flags, teacher, kind_of(student))
     _refuse_other_tokenizer(manifest, student, tokenizer)
+    _refuse_fewer_layers(cache, flags)
     chosen = list(losses) if losses is not None else _recipe_of(flags, manifest.distillation)
     shape = shape_of(manifest, cache.selection)
     if manifest.distillation.get("selected") or flags.selection is not None:
@@ -158,12 +159,40 @@ def with_selection(losses: Sequence[Loss], selection: Selection, student: ModelS
     return chosen
 
 
+def signals_within(
+    student: nn.Module, teacher: nn.Module, flags: CompressionArguments, losses: Sequence[Loss] | None, selection: Selection
+) -> SignalSpec:
+    """What the losses ask of a teacher on disk that holds a selection of its hidden states.
+
+    Args:
+        student, teacher: the models.
+        flags, losses: as for `live_side`.
+        selection: what it holds.
+
+    Raises:
+        LossError: a loss cannot learn from part of the hidden states.
+        ArgumentError: the selection has more layers than are compared.
+    """
+    chosen = list(losses) if losses is not None else _recipe_of(flags, {})
+    # Attention that is not asked for by name goes with any selection; `live_side` has said so.
+    chosen = [loss for loss in chosen if not isinstance(loss, AttentionScoresLoss) or loss.required]
+    ours, theirs = ModelShape.of(student), ModelShape.of(teacher)
+    part = not keeps_whole_states(selection)
+    stored = replace(theirs, stacks={name: replace(stack, selected=part) for name, stack in theirs.stacks.items()})
+    spec = SignalSpec()
+    for loss in with_selection(chosen, selection, ours, theirs):
+        for resolved in loss.resolve(ours, stored) if loss.weight else ():
+            spec |= resolved.teacher_spec()
+    return spec
+
+
 def no_teacher(cache_dir: str | None) -> str:
     """What to say where there is nobody to learn from."""
     if cache_dir is not None:
         return (
             f"There is no finished teacher on disk in {cache_dir}, and no teacher to build it from: add --teacher_model_name_or_path with "
-            "the fine-tuned model, or name the folder of a finished cache (one with a manifest.json)."
+            "the fine-tuned model, or name the folder of a finished cache (one with a manifest.json), or one on the Hugging Face hub "
+            "(hf://datasets/USER/NAME)."
         )
     return (
         "DistillTrainer has no teacher: give --teacher_model_name_or_path a fine-tuned model, or DistillTrainer(teacher=model). "
@@ -173,12 +202,12 @@ def no_teacher(cache_dir: str | None) -> str:
 
 def recipe_settings(flags: CompressionArguments, losses_given: bool) -> dict[str, Any]:
     """What a manifest keeps of the flags, so that a later run need not repeat them."""
-    kept = {} if losses_given else {name: getattr(flags, name) for name in _RECIPE_FLAGS if getattr(flags, name) is not None}
+    kept = {} if losses_given else {name: getattr(flags, name) for name in LOSS_FLAGS if getattr(flags, name) is not None}
     return {**kept, "selected": flags.selection is not None}
 
 
 def _recipe_of(flags: CompressionArguments, stored: Mapping[str, Any]) -> list[Loss]:
-    given = {name: getattr(flags, name) for name in _RECIPE_FLAGS}
+    given = {name: getattr(flags, name) for name in LOSS_FLAGS}
     if flags.distill_recipe is None or flags.distill_recipe == stored.get("distill_recipe", DEFAULT_RECIPE):
         given = {name: value if value is not None else stored.get(name) for name, value in given.items()}
     settings = CompressionArguments(**given)
@@ -196,8 +225,7 @@ def _compare_logits(losses: Sequence[Loss]) -> bool:
 
 
 def _refuse_other_teacher(manifest: Manifest, flags: CompressionArguments, teacher: nn.Module | None, kind: Any) -> None:
-    """A teacher that is named beside the cache must be the one that it was built from; its file is hashed, and not loaded, if that will "
-    "do."""
+    """A teacher named beside the cache must be the one it was built from; its file is hashed, and loaded only if need be."""
     path = flags.teacher_model_name_or_path
     if teacher is None and path is None:
         return
@@ -209,6 +237,17 @@ def _refuse_other_teacher(manifest: Manifest, flags: CompressionArguments, teach
         teacher = load_teacher(path, kind, revision=flags.teacher_revision, dtype=flags.teacher_dtype)
     command = "delete the folder, or name another with --teacher_cache_dir, and start the same command again"
     refuse_mismatch(manifest, {"teacher.weights": weights_hash(teacher.state_dict().items())}, command)
+
+
+def _refuse_fewer_layers(cache: TeacherCache, flags: CompressionArguments) -> None:
+    """Layers that are to be stored must be there: a finished cache gets no more of them."""
+    held = {key.layer for key in cache.spec.hidden_states}
+    absent = flags.stored_layers(max(size["num_layers"] for size in cache.manifest.teacher.stacks.values())) - held
+    if absent:
+        raise CacheError(
+            f"The teacher on disk in {cache.folder} is finished, and does not hold the layers {', '.join(map(str, sorted(absent)))} of "
+            "--teacher_cache_layers. Build another: name another folder with --teacher_cache_dir, and the teacher."
+        )
 
 
 def _refuse_other_tokenizer(manifest: Manifest, student: nn.Module, tokenizer: Any) -> None:

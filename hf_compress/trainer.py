@@ -9,10 +9,10 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
-import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -40,10 +40,11 @@ from hf_compress.run_checks import (
 from hf_compress.task import TOKEN_KINDS, kind_of
 from hf_compress.task_loss import labels_mean, refuse_foreign_loss, with_decoder_inputs
 from hf_compress.teacher import LiveTeacher, load_teacher
-from hf_compress.teacher_cache_run import build_for_run, examples_of, refuse_missing_examples
+from hf_compress.teacher_cache_run import build_for_run, examples_of, look_for_examples, training_data
 from hf_compress.teacher_identity import has_cache
+from hf_compress.teacher_on_miss import ask_when_missing, asks_live
 from hf_compress.teacher_score import say_score, teacher_score
-from hf_compress.teacher_side import cached_side, live_side, no_teacher, recipe_settings
+from hf_compress.teacher_side import cached_side, live_side, no_teacher, recipe_settings, signals_within
 from hf_compress.trim_padding import TrimPaddingCollator
 
 logger = logging.getLogger(__name__)
@@ -150,6 +151,8 @@ class DistillTrainer(Trainer):
         self.distillation = Distillation(student, side.losses, source, side.shape, self.processing_class, label_name)
         if isinstance(source, CachedTeacher):
             source.cache.refuse_absent(self.distillation.whole_teacher_spec)
+            data = self.train_dataset
+            ask_when_missing(source, flags, handed_over, kind_of(student), self.accelerator, self.processing_class, data)
         check_optimizer(self.optimizer, self.distillation.projections)
         self._signature_columns = None  # to be read again, with the teacher's
         self._set_signature_columns_if_needed()
@@ -315,7 +318,9 @@ class DistillTrainer(Trainer):
         if teacher is None or flags.teacher_cache_dir is None:
             return
         columns: frozenset[str] = getattr(teacher, "columns", frozenset())
-        examples = examples_of(*self._training_data(), columns, self.processing_class, self.args.dataloader_num_workers)
+        may_lack = isinstance(teacher, CachedTeacher) and teacher.missing is not None
+        workers = self.args.dataloader_num_workers
+        examples = examples_of(*training_data(self), columns, self.processing_class, workers, may_change=may_lack)
         if isinstance(teacher, LiveTeacher):
             teacher.put_labels_in_order(None)  # each run puts them into its own student's
             build_for_run(
@@ -323,6 +328,7 @@ class DistillTrainer(Trainer):
                 examples,
                 self.distillation.whole_teacher_spec,
                 flags,
+                asked=partial(signals_within, self._student, teacher.model, flags, self._losses),
                 name=self._teacher if isinstance(self._teacher, str) else type(unwrap(teacher.model)).__name__,
                 tokenizer=self.processing_class,
                 accelerator=self.accelerator,
@@ -332,22 +338,15 @@ class DistillTrainer(Trainer):
             )
             self.distillation.stop()
             self.distillation = self._loaded_teacher = None
-            if isinstance(self._teacher, nn.Module):
+            if isinstance(self._teacher, nn.Module) and not asks_live(flags):
                 self._teacher = None
             del teacher
             self._set_up()
         elif isinstance(teacher, CachedTeacher):
-            refuse_missing_examples(teacher.cache, examples)
+            look_for_examples(teacher.cache, examples, may_lack=may_lack, budget=flags.cache_budget)
         if flags.build_teacher_cache_only:
             logger.info("The teacher on disk is built in %s; ending without training.", flags.teacher_cache_dir)
             raise SystemExit(0)
-
-    def _training_data(self) -> tuple[Any, Callable[[list[Any]], Any]]:
-        """The training data and its collator, as the Trainer's own data loader has them."""
-        dataset = self.train_dataset
-        if isinstance(dataset, datasets.Dataset):
-            return self._remove_unused_columns(dataset, description="training"), self.data_collator
-        return dataset, self._get_collator_with_removed_columns(self.data_collator, description="training")
 
     def _report_teacher(self) -> None:
         if self.distillation is not None and isinstance(self.distillation.teacher, CachedTeacher):
@@ -384,6 +383,8 @@ class DistillTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """The Trainer's checkpoint, and the projections beside it."""
         self._watch.check()
+        if self.distillation is not None and isinstance(self.distillation.teacher, CachedTeacher):
+            self.distillation.teacher.write_missing()
         super()._save_checkpoint(model, trial)
         if self.distillation is not None and len(self.distillation.projections):
             folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")

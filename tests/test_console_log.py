@@ -91,7 +91,7 @@ def test_python_use_says_what_was_kept_and_compared(tmp_path: Path) -> None:
     script = """
 from transformers import Trainer
 from hf_compress import DistillTrainer, LayerDropCallback, LogitsLoss
-from tests.test_distill_trainer import arguments, rows, student, teacher
+from tests.tiny_runs import arguments, rows, student, teacher
 from pathlib import Path
 Trainer(student(), arguments(Path("a")), callbacks=[LayerDropCallback("top", freeze_embeddings=True)])
 DistillTrainer(student(), arguments(Path("b")), teacher=teacher(), losses=[LogitsLoss()], train_dataset=rows()).train()

@@ -25,8 +25,8 @@ from hf_compress.task import ModelShape, kind_of
 from hf_compress.trainer import DistillTrainer
 from hf_compress.training_arguments import DistillTrainingArguments
 from tests.test_distill_tasks import CASES, data_for
-from tests.test_distill_trainer import NARROW, arguments, every_loss, largest_difference, rows, student, teacher, weights
 from tests.tiny_models import tiny_model
+from tests.tiny_runs import NARROW, arguments, every_loss, largest_difference, rows, student, teacher, weights
 
 
 def close(one: nn.Module, other: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""DistillTrainer on tiny models: gradients, counts, padding, evaluation, saving, resuming, phases, refusals."""
+"""DistillTrainer on tiny models: gradients, counts, padding, evaluation, saving, resuming, phases."""
 
 from __future__ import annotations
 
@@ -8,98 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
-from transformers import TrainingArguments
 
 from hf_compress.arguments import CompressionArguments
-from hf_compress.errors import ArgumentError, DataError, LossError, TeacherError
+from hf_compress.errors import LossError, TeacherError
 from hf_compress.layers.layer_map import LayerMap
 from hf_compress.losses.attention_scores import AttentionScoresLoss
-from hf_compress.losses.hidden_states import EmbeddingsLoss, HiddenStatesLoss
+from hf_compress.losses.hidden_states import HiddenStatesLoss
 from hf_compress.losses.labels import LabelsLoss
 from hf_compress.losses.logits import LogitsLoss
-from hf_compress.losses.loss import Loss
 from hf_compress.projections import FILE_NAME
-from hf_compress.teacher_checks import label_order, labels_of
 from hf_compress.trainer import DistillTrainer
 from tests.tiny_models import tiny_model
-
-# Lengths that differ four times, so that a mean of means shows.
-LENGTHS = (20, 5, 12, 6, 18, 5, 7, 20, 5, 5, 16, 9, 20, 6, 5, 11)
-
-
-def rows(padded_to: int | None = None, count: int = 16) -> Dataset:
-    generator = torch.Generator().manual_seed(3)
-    examples = []
-    for index in range(count):
-        ids = torch.randint(3, 50, (LENGTHS[index % 16],), generator=generator).tolist()
-        padding = (padded_to or 24) - len(ids)
-        examples.append({"input_ids": ids + [0] * padding, "attention_mask": [1] * len(ids) + [0] * padding, "label": index % 2})
-    return Dataset.from_list(examples)
-
-
-def every_loss() -> list[Loss]:
-    return [LogitsLoss(), HiddenStatesLoss(), EmbeddingsLoss(), AttentionScoresLoss(), LabelsLoss(weight=0.5)]
-
-
-def teacher() -> nn.Module:
-    return tiny_model("bert", num_layers=4, seed=1)
-
-
-def student(**config: Any) -> nn.Module:
-    return tiny_model("bert", num_layers=2, seed=2, **config)
-
-
-NARROW = {"hidden_size": 8, "intermediate_size": 12}
-
-
-def arguments(folder: Path, **more: Any) -> TrainingArguments:
-    settings: dict[str, Any] = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 16,
-        "max_steps": 1,
-        "learning_rate": 0.1,
-        "optim": "sgd",
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 1e9,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "seed": 7,
-    }
-    return TrainingArguments(**{**settings, **more})
-
-
-def trained(
-    folder: Path, losses: list[Loss], *, model: nn.Module | None = None, data: Dataset | None = None, **more: Any
-) -> DistillTrainer:
-    torch.manual_seed(5)  # projections are random
-    flags = more.pop("compression", None)
-    trainer = DistillTrainer(
-        model or student(**NARROW),
-        arguments(folder, **more),
-        teacher=teacher(),
-        losses=losses,
-        compression=flags,
-        train_dataset=rows() if data is None else data,
-    )
-    trainer.train()
-    return trainer
-
-
-def weights(trainer: DistillTrainer) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
-
-
-def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    assert one.keys() == other.keys()
-    return max((one[name] - other[name]).abs().max().item() for name in one)
+from tests.tiny_runs import NARROW, arguments, every_loss, largest_difference, rows, student, teacher, trained, weights
 
 
 def test_accumulated_micro_batches_give_the_gradient_of_one_batch(tmp_path: Path) -> None:
@@ -394,91 +318,4 @@ def test_nan_from_the_teacher_names_step_and_layer(tmp_path: Path) -> None:
 
     guide.bert.encoder.layer[3].register_forward_hook(spoil, prepend=True)
     with pytest.raises(TeacherError, match=r"NaN or infinity at step 2, in hidden_states\.layers\.4"):
-        trainer.train()
-
-
-def refused(tmp_path: Path, error: type[Exception], match: str, **more: Any) -> None:
-    given: dict[str, Any] = {"teacher": teacher(), "losses": [LogitsLoss()], "train_dataset": rows(), **more}
-    model = given.pop("model", None) or student()
-    with pytest.raises(error, match=match):
-        DistillTrainer(model, given.pop("args", None) or arguments(tmp_path), **given)
-    assert not list(tmp_path.iterdir())
-
-
-def test_no_teacher(tmp_path: Path) -> None:
-    refused(tmp_path, TeacherError, "no teacher: give --teacher_model_name_or_path", teacher=None, losses=None)
-    refused(tmp_path, TeacherError, "logits compare with a teacher", teacher=None)
-
-
-def test_a_teacher_that_is_not_there(tmp_path: Path) -> None:
-    refused(tmp_path, TeacherError, "cannot be loaded. It is neither a folder", teacher="no-such-teacher")
-
-
-def test_a_teacher_without_a_trained_head(tmp_path: Path) -> None:
-    folder = tmp_path.parent / f"{tmp_path.name}-headless"
-    tiny_model("bert", head="masked_lm").save_pretrained(folder)
-    refused(tmp_path, TeacherError, "no trained head: .*classifier.* would be newly initialised", teacher=str(folder))
-
-
-def test_a_teacher_with_another_vocabulary(tmp_path: Path) -> None:
-    refused(tmp_path, TeacherError, "other vocabularies: 50 and 60 tokens", teacher=tiny_model("bert", vocab_size=60))
-
-
-def named(names: list[str]) -> dict[str, Any]:
-    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-
-
-def test_a_teacher_with_other_labels(tmp_path: Path) -> None:
-    refused(tmp_path, TeacherError, "tells 2 labels apart .* the teacher 3", teacher=tiny_model("bert", num_labels=3))
-    other = tiny_model("bert", **named(["cat", "dog"]))
-    refused(
-        tmp_path, TeacherError, "student's labels are yes, no, the teacher's cat, dog", teacher=other, model=student(**named(["yes", "no"]))
-    )
-
-
-def test_labels_in_another_order_are_put_right(tmp_path: Path) -> None:
-    guide = tiny_model("bert", seed=4, **named(["A", "B", "C"]))
-    data = Dataset.from_list([{**row, "label": 0} for row in rows()])
-    shuffled = tiny_model("bert", seed=4, **named(["C", "A", "B"]))
-    with torch.no_grad():
-        order = torch.tensor([2, 0, 1])
-        shuffled.classifier.weight.copy_(guide.classifier.weight[order])
-        shuffled.classifier.bias.copy_(guide.classifier.bias[order])
-    losses = []
-    for number, model in enumerate((guide, shuffled)):
-        trainer = DistillTrainer(
-            student(**named(["a", "b", "c"])), arguments(tmp_path / str(number)), teacher=model, losses=[LogitsLoss()], train_dataset=data
-        )
-        trainer.train()
-        losses.append(trainer.state.log_history[0]["loss"])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert losses[0] > 1e-4
-
-
-def test_names_that_stand_in_label2id_alone_count() -> None:
-    pupil, guide = student(), tiny_model("bert", **named(["no", "yes"]))
-    pupil.config.label2id = {"yes": 0, "no": 1}  # as run_glue.py leaves it: id2label still says LABEL_0, LABEL_1
-    assert pupil.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
-    assert label_order(pupil, labels_of(guide)) == (1, 0)
-
-
-def test_student_and_teacher_must_be_two_models(tmp_path: Path) -> None:
-    model = student()
-    refused(tmp_path, TeacherError, "same model object", model=model, teacher=model)
-
-
-def test_empty_and_endless_data(tmp_path: Path) -> None:
-    refused(tmp_path, DataError, "training data set is empty", train_dataset=rows().select([]))
-
-
-def test_reentrant_checkpointing(tmp_path: Path) -> None:
-    args = arguments(tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
-    refused(tmp_path, ArgumentError, "use_reentrant", args=args)
-
-
-def test_batches_that_cannot_be_told_from_padding(tmp_path: Path) -> None:
-    data = rows().remove_columns("attention_mask")
-    model = tiny_model("bert", num_layers=2, pad_token_id=None)
-    trainer = DistillTrainer(model, arguments(tmp_path), teacher=teacher(), losses=[HiddenStatesLoss()], train_dataset=data)
-    with pytest.raises(DataError, match="no attention_mask"):
         trainer.train()

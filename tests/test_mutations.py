@@ -58,8 +58,8 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
     ),
     "projection saving": (
         "projections.py",
-        "student._keys_to_ignore_on_save = ignored | {",
-        "student._keys_to_ignore_on_save = ignored & {",
+        "setattr(student, IGNORED, ignored | {",
+        "setattr(student, IGNORED, ignored & {",
         "tests/test_distill_trainer.py::test_the_saved_student_is_a_plain_model_and_projections_lie_beside",
     ),
     "projection resuming": (

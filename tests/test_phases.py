@@ -12,7 +12,7 @@ from hf_compress.losses.hidden_states import HiddenStatesLoss
 from hf_compress.losses.logits import LogitsLoss
 from hf_compress.phases import of_all_phases
 from hf_compress.trainer import DistillTrainer
-from tests.test_distill_trainer import arguments, rows, student, teacher
+from tests.tiny_runs import arguments, rows, student, teacher
 
 
 def test_sums_and_rates_by_hand() -> None:

@@ -15,8 +15,8 @@ from hf_compress.losses.hidden_states import HiddenStatesLoss
 from hf_compress.losses.labels import LabelsLoss
 from hf_compress.losses.logits import LogitsLoss
 from hf_compress.trainer import DistillTrainer
-from tests.test_distill_trainer import arguments, rows, student, teacher
 from tests.tiny_models import tiny_model
+from tests.tiny_runs import arguments, rows, student, teacher
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from hf_compress.layers.record import recorded_drop
 from hf_compress.losses.logits import LogitsLoss
 from hf_compress.trainer import DistillTrainer
 from hf_compress.training_arguments import DistillTrainingArguments, Seq2SeqDistillTrainingArguments
-from tests.test_distill_trainer import rows, teacher
 from tests.tiny_models import tiny_model
+from tests.tiny_runs import rows, teacher
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ import json, os, sys
 import torch
 from safetensors.torch import save_file
 from hf_compress import CompressionArguments, DistillTrainer
-from tests.test_distill_trainer import NARROW, arguments, rows, student, teacher, every_loss
+from tests.tiny_runs import NARROW, arguments, rows, student, teacher, every_loss
 from pathlib import Path
 
 folder, batch_size, accumulation, phases = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]

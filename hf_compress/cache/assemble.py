@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from hf_compress.cache.codec import CodecName, decode
 from hf_compress.cache.fields import field_of
@@ -24,6 +26,20 @@ from hf_compress.signals import AttentionScores, HiddenState, Signals, SignalSpe
 
 Record = Mapping[str, npt.NDArray[Any]]
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
+_ALIGNED = 64
+
+
+@dataclass(frozen=True)
+class BatchRoom:
+    """Where a batch's records are copied to while they are read, if they are needed as they are stored.
+
+    Attributes:
+        columns: by column, (batch, width, numbers); zero at padding, anything else until the records are there.
+        rows: for each example, by column, its part of that: (tokens, numbers).
+    """
+
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    rows: list[dict[str, npt.NDArray[Any]]] = field(default_factory=list)
 
 
 class Assembler:
@@ -52,21 +68,39 @@ class Assembler:
         self.stored_spaces, self.wanted_spaces, self.hidden_sizes = stored_spaces, wanted_spaces, hidden_sizes
         self.label_order: Tensor | None = None  # as in `LiveTeacher`
 
-    def assemble(self, records: Sequence[Record], batch: Canonical, spec: SignalSpec) -> Signals:
+    def room(self, batch: Canonical, spec: SignalSpec) -> BatchRoom:
+        """Room for the values of whole states, which are most of what such a batch reads."""
+        spans = list(zip(batch.starts.tolist(), batch.lengths.tolist(), strict=True))
+        room = BatchRoom(rows=[{} for _ in spans])
+        names = sorted({f"{field_of(key)}.values" for key in spec.hidden_states}) if self.stored.length == "all" else []
+        # Under magnitude a column has no rows of a fixed width: its numbers are spread over them by the mask.
+        shapes = {name: (len(spans), batch.width, *self.columns[name].item) for name in names if self.columns[name].item}
+        for name, values in _empty({name: (shape, _DTYPES[self.columns[name].dtype]) for name, shape in shapes.items()}).items():
+            room.columns[name] = values
+            for targets, whole, (start, count) in zip(room.rows, _plain(values), spans, strict=True):
+                if count < batch.width:
+                    whole[:start] = whole[start + count :] = 0
+                    whole = whole[start : start + count]
+                targets[name] = whole
+        return room
+
+    def assemble(self, records: Sequence[Record], batch: Canonical, spec: SignalSpec, room: BatchRoom | None = None) -> Signals:
         """Make the signals of one batch.
 
         Args:
             records: one an example, in the batch's order.
             batch: where each example's tokens stand.
             spec: which signals.
+            room: of this batch, if the records were copied there.
         """
         signals = Signals()
+        copied = {} if room is None else room.columns
         if spec.logits:
             for name in ("logits", "start_logits", "end_logits"):
                 if f"{name}.values" in self.columns:
                     signals.logits[name] = self._logits(name, records, batch)
         for key in sorted(spec.hidden_states):
-            state = self._state(key, records, batch)
+            state = self._state(key, records, batch, copied)
             if isinstance(state, Tensor):
                 signals.hidden_states[key] = state
             else:
@@ -83,13 +117,13 @@ class Assembler:
             logits = torch.from_numpy(np.concatenate([record[column] for record in records]))
         return logits if self.label_order is None or name != "logits" else logits.index_select(-1, self.label_order)
 
-    def _state(self, key: HiddenState, records: Sequence[Record], batch: Canonical) -> Tensor | SelectedState:
+    def _state(self, key: HiddenState, records: Sequence[Record], batch: Canonical, copied: Mapping[str, Tensor]) -> Tensor | SelectedState:
         name = field_of(key)
         if self.stored.length != "all":
             values, positions, chosen = self._stored_tokens(name, records, batch)
             mask = self._mask(name, records, [0] * len(records), chosen.shape[1])
             return self._narrowed(name, values, positions, chosen, mask)
-        values = self._dense(name, records, batch)
+        values = self._dense(name, records, batch, copied.get(f"{name}.values"))
         if keeps_whole_states(self.wanted):
             return values
         real = _real(batch)
@@ -131,12 +165,24 @@ class Assembler:
         assert isinstance(space, Subspace)  # its directions are the first of those stored
         return replace(whole, values=values[..., : space.components.shape[1]], space=space)
 
-    def _dense(self, name: str, records: Sequence[Record], batch: Canonical) -> Tensor:
+    def _dense(self, name: str, records: Sequence[Record], batch: Canonical, copied: Tensor | None) -> Tensor:
         spans = list(zip(batch.starts.tolist(), batch.lengths.tolist(), strict=True))
-        return self._rows(name, records, spans, batch.width)
+        return self._rows(name, records, spans, batch.width, copied)
 
-    def _rows(self, name: str, records: Sequence[Record], spans: Sequence[tuple[int, int]], width: int) -> Tensor:
-        """(batch, width, numbers), each record's rows from where its span begins; decoded."""
+    def _rows(
+        self, name: str, records: Sequence[Record], spans: Sequence[tuple[int, int]], width: int, copied: Tensor | None = None
+    ) -> Tensor:
+        """(batch, width, numbers), each record's rows from where its span begins; decoded. `copied` has them as they are stored."""
+        values = self._stored_rows(name, records, spans, width) if copied is None else copied
+        if f"{name}.scales" not in self.columns:
+            return values
+        scales = torch.zeros(len(records), width)
+        for row, (record, (start, count)) in enumerate(zip(records, spans, strict=True)):
+            stop = min(start + count, width)
+            scales[row, start:stop] = torch.from_numpy(record[f"{name}.scales"][: stop - start].copy())
+        return decode({"values": values.flatten(0, 1), "scales": scales.flatten()}, self.codec).view(values.shape)
+
+    def _stored_rows(self, name: str, records: Sequence[Record], spans: Sequence[tuple[int, int]], width: int) -> Tensor:
         column = self.columns[f"{name}.values"]
         numbers = column.item[0] if column.item else self._hidden_size(name)
         values = torch.empty(len(records), width, numbers, dtype=_DTYPES[column.dtype])  # large: only padding is written twice
@@ -150,13 +196,7 @@ class Assembler:
                 plain[row, start:stop] = 0
                 mask = np.unpackbits(record[f"{name}.mask"], axis=-1, count=numbers, bitorder="little").astype(bool)[: stop - start]
                 plain[row, start:stop][mask] = record[column.name][: int(mask.sum())]
-        if f"{name}.scales" not in self.columns:
-            return values
-        scales = torch.zeros(len(records), width)
-        for row, (record, (start, count)) in enumerate(zip(records, spans, strict=True)):
-            stop = min(start + count, width)
-            scales[row, start:stop] = torch.from_numpy(record[f"{name}.scales"][: stop - start].copy())
-        return decode({"values": values.flatten(0, 1), "scales": scales.flatten()}, self.codec).view(len(records), width, numbers)
+        return values
 
     def _mask(self, name: str, records: Sequence[Record], starts: Sequence[int], width: int) -> Tensor | None:
         """(batch, width, hidden) bool: what magnitude kept of each token; None under the other schemes."""
@@ -205,6 +245,26 @@ def _real(batch: Canonical) -> Tensor:
     at = torch.arange(batch.width)
     starts, lengths = torch.from_numpy(batch.starts), torch.from_numpy(batch.lengths)
     return (at >= starts[:, None]) & (at < (starts + lengths)[:, None])
+
+
+def _empty(shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> dict[str, Tensor]:
+    """Tensors to be written, all in one piece of memory: new memory is dear, and less so in large pieces.
+
+    numpy asks the system for huge pages, so that the first writing does not stumble at every 4096 bytes. In a DataLoader's worker it is
+    shared memory, into which the tensors would be copied on their way to the training process.
+    """
+    if not shapes:
+        return {}
+    places, size = {}, 0
+    for name, (shape, dtype) in shapes.items():
+        places[name] = slice(size, size + math.prod(shape) * dtype.itemsize)
+        size = -(-places[name].stop // _ALIGNED) * _ALIGNED
+    if get_worker_info() is None:
+        memory = torch.from_numpy(np.empty(size, np.uint8))
+    else:
+        shared = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
+        memory = torch.empty(0, dtype=torch.uint8).set_(shared)
+    return {name: memory[places[name]].view(dtype).view(shape) for name, (shape, dtype) in shapes.items()}
 
 
 def _plain(tensor: Tensor) -> npt.NDArray[Any]:

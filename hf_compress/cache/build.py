@@ -46,7 +46,6 @@ from hf_compress.cache.spaces import (
 )
 from hf_compress.cache.teacher_rows import TeacherRun, blank_signals
 from hf_compress.errors import CacheError
-from hf_compress.selected_state import Space
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +121,12 @@ class CacheBuilder:
         self.processes = processes or Processes()
         self._shows = progress and self.processes.rank == 0
         self._batch_tokens = batch_tokens or BATCH_TOKENS.get(run.device.type, CPU_BATCH_TOKENS)
+        self._hidden_sizes = {field_of(key): contents.sizes[key.stack][0] for key in run.spec.hidden_states}
+        # An example of so many made-up zeros is encoded as the real ones will be, and so tells bytes and columns beforehand.
+        self._blank_spaces = blank_spaces(run.selection, self._hidden_sizes)
+        self._blank_encoder = Encoder(run.selection, contents.codec, self._blank_spaces)
+        self._blank_signals = blank_signals(run.spec, run, contents.sizes, contents.logits)
+        self._example_bytes = example_bytes(self._blank_encoder, self._blank_signals)
 
     def build(self) -> Manifest:
         """Build what is missing.
@@ -182,28 +187,20 @@ class CacheBuilder:
     def _plan(self) -> Plan:
         with tqdm(total=len(self.examples), desc="reading the examples", unit="ex", disable=not self._shows) as bar:
             keys, lengths = keys_and_lengths(self.examples, bar.update)
-        return make_plan(keys, lengths, batch_tokens=self._batch_tokens, example_bytes=self._example_bytes())
-
-    def _example_bytes(self) -> Callable[[int], float]:
-        encoder = Encoder(self.run.selection, self.contents.codec, self._blank_spaces())
-        return example_bytes(encoder, blank_signals(self.run.spec, self.run, self.contents.sizes, self.contents.logits))
-
-    def _blank_spaces(self) -> dict[str, Space]:
-        return blank_spaces(self.run.selection, {field_of(key): self.contents.sizes[key.stack][0] for key in self.run.spec.hidden_states})
+        return make_plan(keys, lengths, batch_tokens=self._batch_tokens, example_bytes=self._example_bytes)
 
     def _price(self, plan: Plan) -> Price:
-        each = self._example_bytes()
-        total = sum(each(length) for length in plan.lengths.tolist())
-        total += spaces_bytes(self._blank_spaces())
+        total = sum(self._example_bytes(length) for length in plan.lengths.tolist())
+        total += spaces_bytes(self._blank_spaces)
         price = Price(plan.examples, plan.tokens, int(total), free_bytes(self.folder))
         present = sum(path.stat().st_size for path in self.folder.glob("shard-*.safetensors"))
         refuse_too_little_disk(price, self.folder, present)
         return price
 
     def _say_how_long(self, plan: Plan) -> None:
-        """Time the teacher on a batch of middling length, if there is enough left to do."""
+        """Time the teacher on a batch of middling length, if there is enough left to do, and somebody who reads it."""
         left = [number for number in range(len(plan.shards)) if not (self.folder / shard_name(number)).exists()]
-        if not left or len(plan.batches) < 4 * self.processes.count:
+        if not left or len(plan.batches) < 4 * self.processes.count or not logger.isEnabledFor(logging.INFO):
             return
         middle = plan.batches[len(plan.batches) // 2]
         inputs, real, _ = self.examples.padded(self.examples.canonical(plan.order[middle].tolist()))
@@ -224,8 +221,7 @@ class CacheBuilder:
         """Choose the shared dimensions; those that a stopped build chose are kept."""
         if (self.folder / SHARED_FILE).exists():
             return
-        sizes = {field_of(key): self.contents.sizes[key.stack][0] for key in self.run.spec.hidden_states}
-        sample: dict[str, list[torch.Tensor]] = {name: [] for name in sizes}
+        sample: dict[str, list[torch.Tensor]] = {name: [] for name in self._hidden_sizes}
         if needs_sample(self.run.selection):
             by_key = np.lexsort((plan.keys[:, 1], plan.keys[:, 0]))[:SAMPLE_EXAMPLES]
             drawn = np.sort(by_key[: sample_size(plan.lengths[by_key].tolist(), self.run.selection)])  # by length, as the plan is
@@ -234,7 +230,7 @@ class CacheBuilder:
             for batch in tqdm(batches, desc="learning the pca basis", unit="batch", disable=not self._shows):
                 for key, states in self.run.selected_states(*self.examples.padded(self.examples.canonical(batch))).items():
                     sample[field_of(key)].append(states)
-        spaces = make_spaces(self.run.selection, sizes, {name: torch.cat(states) for name, states in sample.items() if states})
+        spaces = make_spaces(self.run.selection, self._hidden_sizes, {name: torch.cat(states) for name, states in sample.items() if states})
         write_spaces(self.folder, spaces)
 
     def _shards(self, plan: Plan, encoder: Encoder) -> Iterator[tuple[ShardInfo, tuple[Column, ...]]]:
@@ -261,7 +257,9 @@ class CacheBuilder:
         """A whole shard that an earlier build left, of just these examples."""
         if not path.exists():
             return None
-        columns = self._columns()
+        signals, importance = self._blank_signals(2)
+        real = torch.ones(1, 2, dtype=torch.bool)
+        columns = tuple(self._blank_encoder.encode(signals, real, torch.zeros_like(real), importance).columns.values())
         try:
             shard = Shard.open(path, None, columns)
             if np.array_equal(shard.keys, plan.keys[span]):
@@ -269,12 +267,6 @@ class CacheBuilder:
         except CacheError as error:
             logger.warning("%s; it is built anew", error)
         return None
-
-    def _columns(self) -> tuple[Column, ...]:
-        encoder = Encoder(self.run.selection, self.contents.codec, self._blank_spaces())
-        signals, importance = blank_signals(self.run.spec, self.run, self.contents.sizes, self.contents.logits)(2)
-        real = torch.ones(1, 2, dtype=torch.bool)
-        return tuple(encoder.encode(signals, real, torch.zeros_like(real), importance).columns.values())
 
     def _write(self, path: Path, plan: Plan, shard: int, encoder: Encoder, bar: Any) -> tuple[ShardInfo, tuple[Column, ...]]:
         parts: list[Rows] = []
@@ -287,11 +279,10 @@ class CacheBuilder:
                 )
             parts.append(self.run.rows(encoder, *self.examples.padded(examples)))
             bar.update(len(examples))
-        columns = tuple(parts[0].columns.values())
-        values = {column.name: np.concatenate([part.values[column.name] for part in parts]) for column in columns}
-        counts = {group: np.concatenate([part.counts[group] for part in parts]) for group in parts[0].counts}
+        rows = Rows.joined(parts)
+        columns = tuple(rows.columns.values())
         keys = np.ascontiguousarray(plan.keys[plan.span(shard)])
-        return write_shard(path, keys, columns, values, counts), columns
+        return write_shard(path, keys, columns, rows.values, rows.counts), columns
 
     def _finish(self, plan: Plan, shards: list[tuple[ShardInfo, tuple[Column, ...]]]) -> Manifest:
         """Write the index, and then the manifest, by which the cache is whole."""

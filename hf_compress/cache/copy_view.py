@@ -24,9 +24,9 @@ import numpy.typing as npt
 import torch
 
 from hf_compress.cache.build import CPU_BATCH_TOKENS
-from hf_compress.cache.codec import CodecName, encode
+from hf_compress.cache.codec import CodecName
 from hf_compress.cache.encode import Encoder, Rows
-from hf_compress.cache.fields import field_of, kept_group, selected_group, tokens_group
+from hf_compress.cache.fields import field_of, tokens_group
 from hf_compress.cache.files import hash_file
 from hf_compress.cache.index import write_index
 from hf_compress.cache.key import Canonical, Keys
@@ -38,7 +38,6 @@ from hf_compress.cache.selection import Depth, Selection
 from hf_compress.cache.shard import ONE_ROW, Column, ShardInfo, shard_name, write_shard
 from hf_compress.cache.shard_reader import Record, Shard
 from hf_compress.cache.spaces import write_spaces
-from hf_compress.cache.widths import pack_mask
 from hf_compress.errors import ArgumentError, CacheError
 from hf_compress.selected_state import AllDimensions, KeptEntries, SelectedState, Space
 from hf_compress.signals import HiddenState, Signals, SignalSpec
@@ -97,6 +96,15 @@ def copy_view(folder: Path, smaller: Path, view: View, progress: Callable[[int],
     return manifest
 
 
+def signals_of_view(folder: Path, view: View) -> SignalSpec:
+    """Which signals a view would hold.
+
+    Raises:
+        CacheError, ArgumentError: as `copy_view`.
+    """
+    return _Source(folder, view).kept
+
+
 def layers_of_view(
     asked: Depth, stored: Depth, held: Collection[int], num_teacher_layers: int, own: Sequence[tuple[int, int]], students: int | None
 ) -> frozenset[int]:
@@ -149,7 +157,8 @@ class _Source(TeacherCache):
         if not held:
             return []
         depth = self.manifest.teacher.stacks[stack]["num_layers"]
-        own = _pairs_of(self.manifest.distillation.get("distill_layer_map"))
+        compared = self.manifest.distillation.get("compared_layers", [])  # where more layers are stored than the run's own map has
+        own = _pairs_of(self.manifest.distillation.get("distill_layer_map")) or tuple(enumerate(sorted({*compared} - {0}), start=1))
         layers = layers_of_view(self.selection.depth, self.stored.selection.depth, held, depth, own, self.view.num_student_layers)
         # The rest was looked at when the cache was opened.
         reason = replace(self.stored.selection, depth=self.selection.depth).within(self.stored.selection, layers=layers, stored_layers=held)
@@ -200,28 +209,12 @@ class _Source(TeacherCache):
     def _add_state(self, rows: Rows, key: HiddenState, state: SelectedState, records: Sequence[Record]) -> None:
         """As `Encoder` does, of states that are selected already."""
         name, dense = field_of(key), self.selection.length == "all"
-        group = tokens_group(key.stack) if dense else selected_group(key.stack)
-        chosen = state.chosen
         if dense:
             for column in (f"special.{key.stack}", f"{name}.importance"):
                 if column in self.columns:
                     _take(rows, self.columns[column], records)
-        else:
-            rows.add(f"{name}.positions", group, state.positions[chosen].to(torch.uint16))
-        rows.counts[group] = chosen.sum(1).numpy().astype(np.int64)
-        parts = encode(state.values[chosen], self.codec)
-        if "scales" in parts:
-            rows.add(f"{name}.scales", group, parts["scales"])
-        if isinstance(state.space, KeptEntries):
-            mask = state.space.mask[chosen]
-            rows.add(f"{name}.mask", group, pack_mask(mask))
-            rows.add(f"{name}.values", kept_group(key.stack), parts["values"][mask])
-            # A token that does not count keeps nothing, whatever its mask has.
-            counted = state.space.mask & chosen[..., None]
-            rows.counts[kept_group(key.stack)] = counted.flatten(1).sum(1).numpy().astype(np.int64)
-            return
-        rows.add(f"{name}.values", group, parts["values"])
-        if not isinstance(state.space, AllDimensions):
+        rows.add_state(key, state, self.codec, dense=dense)
+        if not isinstance(state.space, AllDimensions | KeptEntries):
             self.spaces[name] = state.space
 
     def _add_scores(self, rows: Rows, records: Sequence[Record]) -> None:
@@ -248,10 +241,9 @@ def _write(source: _Source, folder: Path, progress: Callable[[int], object]) -> 
     keys_of_shards: list[Keys] = []
     columns: tuple[Column, ...] = ()
     for keys, parts in _shards(source, progress):
-        columns = tuple(parts[0].columns.values())
-        values = {column.name: np.concatenate([part.values[column.name] for part in parts]) for column in columns}
-        counts = {group: np.concatenate([part.counts[group] for part in parts]) for group in parts[0].counts}
-        infos.append(write_shard(folder / shard_name(len(infos)), keys, columns, values, counts))
+        rows = Rows.joined(parts)
+        columns = tuple(rows.columns.values())
+        infos.append(write_shard(folder / shard_name(len(infos)), keys, columns, rows.values, rows.counts))
         keys_of_shards.append(keys)
     if not columns:
         raise CacheError(f"Nothing is left of {source.folder}: it holds neither logits nor hidden states. Look at `cache info`.")
@@ -264,12 +256,17 @@ def _write(source: _Source, folder: Path, progress: Callable[[int], object]) -> 
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         hf_compress_version=source.view.version,
         selection={**source.selection.to_json(), "codec": source.codec},
-        distillation={**source.manifest.distillation, **({"selected": True} if narrowed else {})},
+        # What the larger one was allowed to take is not said of this one.
+        distillation={
+            **{name: value for name, value in source.manifest.distillation.items() if name != "budget"},
+            **({"selected": True} if narrowed else {}),
+        },
         columns=columns,
         shared=shared.hash if shared else None,
         index=index.hash,
         shards=tuple(infos),
         bytes=sum(info.bytes for info in infos) + index.bytes + (shared.bytes if shared else 0),
+        appended=0,
     )
     manifest.save(folder)
     return manifest

@@ -11,6 +11,7 @@ from typing import Any
 
 import xxhash
 
+from hf_compress.cache.codec import CodecName
 from hf_compress.cache.files import read_file, write_atomic
 from hf_compress.cache.manifest import TeacherIdentity
 from hf_compress.cache.plan import Plan
@@ -20,6 +21,24 @@ from hf_compress.errors import CacheError
 
 FILE_NAME = "building.json"
 _LARGEST = 1 << 24
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a build that has begun was to keep of hidden states, and its `distillation` as the manifest will have it."""
+
+    selection: Selection
+    codec: CodecName
+    distillation: dict[str, Any]
+
+
+def begun(folder: Path) -> Begun | None:
+    """What a build that was stopped in this folder was to keep; None where none was begun, or nothing can be made of its plan."""
+    try:
+        content: Any = parse(read_file(folder / FILE_NAME, _LARGEST), str(folder / FILE_NAME))
+        return Begun(Selection.from_json(content["selection"]), content["codec"], dict(content["distillation"]))
+    except (CacheError, KeyError, OSError, TypeError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Values come off the teacher's device in one copy a column; numbers of several ex
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,43 @@ class Rows:
         self.values[name] = array
         self.columns[name] = Column(name, group, dtype, tuple(array.shape[1:]))
 
+    def add_state(self, key: HiddenState, state: SelectedState, codec: CodecName, *, dense: bool) -> None:
+        """Take a hidden state in.
+
+        Args:
+            key: which.
+            state: what is kept of it.
+            codec: how its numbers are written.
+            dense: all tokens are kept, so that their positions need not be told.
+        """
+        name, chosen = field_of(key), state.chosen
+        group = tokens_group(key.stack) if dense else selected_group(key.stack)
+        self.counts[group] = chosen.sum(1).numpy().astype(np.int64)
+        if not dense:
+            self.add(f"{name}.positions", group, state.positions[chosen].to(torch.uint16))
+        parts = encode(state.values[chosen], codec)
+        if "scales" in parts:
+            self.add(f"{name}.scales", group, parts["scales"])
+        if not isinstance(state.space, KeptEntries):
+            self.add(f"{name}.values", group, parts["values"])
+            return
+        # The kept numbers alone, and for each token which these are. A token that does not count keeps nothing, whatever its mask has.
+        mask = state.space.mask[chosen]  # (rows, hidden)
+        self.add(f"{name}.mask", group, pack_mask(mask))
+        self.add(f"{name}.values", kept_group(key.stack), parts["values"][mask])
+        kept = state.space.mask & chosen[..., None]
+        self.counts[kept_group(key.stack)] = kept.flatten(1).sum(1).numpy().astype(np.int64)
+
+    @staticmethod
+    def joined(parts: Sequence[Rows]) -> Rows:
+        """The rows of several batches, one after another's."""
+        first = parts[0]
+        return Rows(
+            {name: np.concatenate([part.values[name] for part in parts]) for name in first.values},
+            first.columns,
+            {group: np.concatenate([part.counts[group] for part in parts]) for group in first.counts},
+        )
+
 
 class Encoder:
     """Encodes batches, all in one way.
@@ -79,40 +116,20 @@ class Encoder:
             if per_token:
                 rows.counts[tokens_group("layers")] = lengths
         for key, states in sorted(signals.hidden_states.items()):
-            self._add_state(rows, key, states.float().cpu(), real, special, importance.get(key), lengths)
+            self._add_state(rows, key, states.float().cpu(), real, special, importance.get(key))
         for score_key, scores in sorted(signals.attention_scores.items()):
             self._add_scores(rows, field_of(score_key), score_key.stack, scores.float().cpu(), lengths)
         return rows
 
-    def _add_state(
-        self, rows: Rows, key: HiddenState, states: Tensor, real: Tensor, special: Tensor, importance: Tensor | None, lengths: Array
-    ) -> None:
+    def _add_state(self, rows: Rows, key: HiddenState, states: Tensor, real: Tensor, special: Tensor, importance: Tensor | None) -> None:
         name, stack = field_of(key), key.stack
         selected = select(states, real, special, importance, self.selection, self.spaces.get(name))
         dense = self.selection.length == "all"
-        group = tokens_group(stack) if dense else selected_group(stack)
-        rows.counts[group] = lengths if dense else selected.chosen.sum(1).numpy().astype(np.int64)
         if dense:
-            rows.add(f"special.{stack}", group, special[real].to(torch.uint8))
+            rows.add(f"special.{stack}", tokens_group(stack), special[real].to(torch.uint8))
             if importance is not None:
-                rows.add(f"{name}.importance", group, importance[real].float())
-        else:
-            rows.add(f"{name}.positions", group, selected.positions[selected.chosen].to(torch.uint16))
-        parts = encode(selected.values[selected.chosen], self.codec)
-        if "scales" in parts:
-            rows.add(f"{name}.scales", group, parts["scales"])
-        if isinstance(selected.space, KeptEntries):
-            self._add_kept(rows, name, stack, selected, selected.space, parts["values"])
-        else:
-            rows.add(f"{name}.values", group, parts["values"])
-
-    def _add_kept(self, rows: Rows, name: str, stack: str, selected: SelectedState, space: KeptEntries, values: Tensor) -> None:
-        """Magnitude: the kept numbers alone, and for each token which these are."""
-        group = tokens_group(stack) if self.selection.length == "all" else selected_group(stack)
-        mask = space.mask[selected.chosen]  # (rows, hidden)
-        rows.add(f"{name}.mask", group, pack_mask(mask))
-        rows.add(f"{name}.values", kept_group(stack), values[mask])
-        rows.counts[kept_group(stack)] = space.mask.flatten(1).sum(1).numpy().astype(np.int64)
+                rows.add(f"{name}.importance", tokens_group(stack), importance[real].float())
+        rows.add_state(key, selected, self.codec, dense=dense)
 
     def _add_scores(self, rows: Rows, name: str, stack: str, scores: Tensor, lengths: Array) -> None:
         """(batch, heads, tokens, tokens): the square of each example's real tokens."""

@@ -5,7 +5,7 @@ selection, codec, signals, sizes  -->  bytes of an example of so many tokens, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from hf_compress.cache.selection import Selection
 from hf_compress.cache.spaces import blank_spaces, spaces_bytes
 from hf_compress.cache.teacher_rows import TeacherRun, blank_signals
 from hf_compress.errors import ArgumentError
-from hf_compress.signals import Signals, SignalSpec
+from hf_compress.signals import HiddenState, Signals, SignalSpec
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,18 @@ def estimate(spec: SignalSpec, selection: Selection, codec: CodecName, teacher: 
     """
     if tokens < 1:
         raise ArgumentError(f"An example of {tokens} tokens has nothing to store; give how many an example has, 1 at least.")
+    encoder, blank = blank_encoder(spec, selection, codec, teacher)
+    return Estimate(int(example_bytes(encoder, blank)(tokens)), spaces_bytes(encoder.spaces))
+
+
+def blank_encoder(
+    spec: SignalSpec, selection: Selection, codec: CodecName, teacher: TeacherSizes
+) -> tuple[Encoder, Callable[[int], tuple[Signals, Mapping[HiddenState, Tensor]]]]:
+    """The encoder of a cache, its shared dimensions not chosen yet; and made-up signals for it, of an example of so many tokens.
+
+    Raises:
+        TeacherError: tokens are to be ranked by an attention that cannot be seen.
+    """
     spaces = blank_spaces(selection, {field_of(key): teacher.stacks[key.stack][0] for key in spec.hidden_states})
     run = TeacherRun(_Nobody(), spec, selection, torch.device("cpu"), nullcontext, ranks=teacher.ranks)
-    each = example_bytes(Encoder(selection, codec, spaces), blank_signals(spec, run, teacher.stacks, teacher.logits))(tokens)
-    return Estimate(int(each), spaces_bytes(spaces))
+    return Encoder(selection, codec, spaces), blank_signals(spec, run, teacher.stacks, teacher.logits)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader
 
 from hf_compress.cache.key import Canonical, Integers, Keys, canonical_examples
 from hf_compress.errors import DataError
@@ -26,6 +26,7 @@ class Examples:
         special_ids: token ids that are special.
         pad_token_id: see `canonical_examples`.
         num_workers: processes that read ahead.
+        may_change: whether the collator may draw new inputs each time.
 
     Raises:
         DataError: if the data set has no length, or the collator draws new inputs each time.
@@ -39,19 +40,21 @@ class Examples:
         special_ids: Sequence[int] = (),
         pad_token_id: int | None = None,
         num_workers: int = 0,
+        *,
+        may_change: bool = False,
     ) -> None:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise DataError(
                 "The training data set has no length, so which examples a teacher on disk must hold is not known. Give a map-style data "
                 "set, or distil from a live teacher (no --teacher_cache_dir)."
             )
-        self._dataset: Dataset[Any] = dataset
-        self._collator, self._num_workers = collator, num_workers
+        self._dataset, self._collator, self._num_workers = dataset, collator, num_workers
         self.columns, self._special_ids, self._pad = columns, torch.tensor(list(special_ids), dtype=torch.int64), pad_token_id
-        self._refuse_what_changes()
+        if not may_change:
+            self._refuse_what_changes()
 
     def __len__(self) -> int:
-        return len(self._dataset)  # type: ignore[arg-type]
+        return len(self._dataset)
 
     def canonical(self, places: Sequence[int]) -> Canonical:
         """The examples at these places."""
@@ -59,38 +62,15 @@ class Examples:
 
     def scan(self) -> Iterator[Canonical]:
         """All examples, a batch at a time, in the order of the data set."""
-        yield from map(self._read, self._loader(range(len(self))))
-
-    def batches(self, places: Sequence[Sequence[int]]) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
-        """The teacher's inputs for each list of places: right-padded, and trimmed.
-
-        Yields:
-            inputs: int64 (batch, tokens) by name, attention_mask among them; real: (batch, tokens) bool; special: (batch, tokens) bool.
-        """
-        for wanted in places:
-            yield self.padded(self.canonical(wanted))
+        loader = DataLoader(self._dataset, READ_BATCH, shuffle=False, collate_fn=self._collator, num_workers=self._num_workers)
+        yield from map(self._read, loader)
 
     def padded(self, examples: Canonical) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """See `batches`."""
-        width = max(1, int(examples.lengths.max(initial=0)))
-        real = torch.arange(width) < torch.from_numpy(examples.lengths)[:, None]
-        inputs = {}
-        for name in examples.columns:
-            values = np.zeros((len(examples), width), dtype=np.int64)
-            for row, length in enumerate(examples.lengths.tolist()):
-                values[row, :length] = examples.rows(name, row)
-            inputs[name] = torch.from_numpy(values)
-        if self._pad is not None:
-            inputs["input_ids"].masked_fill_(~real, self._pad)
-        special = torch.isin(inputs["input_ids"], self._special_ids) & real
-        return {**inputs, "attention_mask": real.long()}, real, special
+        """See `padded` below."""
+        return padded(examples, self._special_ids, self._pad)
 
     def _read(self, batch: Mapping[str, Any]) -> Canonical:
         return canonical_examples(batch, self.columns, pad_token_id=self._pad)
-
-    def _loader(self, places: range) -> DataLoader[Any]:
-        subset = Subset(self._dataset, places)
-        return DataLoader(subset, READ_BATCH, shuffle=False, collate_fn=self._collator, num_workers=self._num_workers)
 
     def _refuse_what_changes(self) -> None:
         """A collator that masks words at random makes other examples each time: no cache can hold them."""
@@ -101,6 +81,31 @@ class Examples:
                 "modelling does, so no teacher on disk can hold them. Mask once, when the data is tokenized, or distil from a live teacher "
                 "(no --teacher_cache_dir)."
             )
+
+
+def padded(examples: Canonical, special_ids: Tensor, pad_token_id: int | None) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """The teacher's inputs of some examples: right-padded, no wider than the longest.
+
+    Args:
+        examples: unpadded.
+        special_ids: (ids,) int64, the token ids that are special.
+        pad_token_id: what stands at padding; None for 0.
+
+    Returns:
+        inputs: int64 (batch, tokens) by name, attention_mask among them; real: (batch, tokens) bool; special: (batch, tokens) bool.
+    """
+    width = max(1, int(examples.lengths.max(initial=0)))
+    real = torch.arange(width) < torch.from_numpy(examples.lengths)[:, None]
+    inputs = {}
+    for name in examples.columns:
+        values = np.zeros((len(examples), width), dtype=np.int64)
+        for row, length in enumerate(examples.lengths.tolist()):
+            values[row, :length] = examples.rows(name, row)
+        inputs[name] = torch.from_numpy(values)
+    if pad_token_id is not None:
+        inputs["input_ids"].masked_fill_(~real, pad_token_id)
+    special = torch.isin(inputs["input_ids"], special_ids) & real
+    return {**inputs, "attention_mask": real.long()}, real, special
 
 
 def keys_and_lengths(examples: Examples, progress: Callable[[int], object]) -> tuple[Keys, Integers]:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hf_compress.cache.files import hash_file
-from hf_compress.cache.tensor_file import TensorFile, write_tensor_file
+from hf_compress.cache.tensor_file import TensorFile, file_bytes, write_tensor_file
 from hf_compress.errors import CacheError
 
 Keys = npt.NDArray[np.uint64]
@@ -52,8 +52,30 @@ def write_index(path: Path, keys: Iterable[Keys]) -> IndexInfo:
             raise CacheError(f"{path.name}: the keys of shard {number} are {part.dtype} {part.shape}; expected uint64 (records, 2).")
     if not sum(map(len, parts)):
         raise CacheError(f"{path.name}: there are no records to find; a cache has one at least.")
-    places = np.concatenate([np.arange(len(part), dtype=np.uint64) | np.uint64(number << 32) for number, part in enumerate(parts)])
-    everything = np.concatenate(parts)
+    places = np.concatenate([_places(number, len(part)) for number, part in enumerate(parts)])
+    return _write(path, np.concatenate(parts), places)
+
+
+def write_longer_index(path: Path, index: Index, keys: Keys, shard: int) -> IndexInfo:
+    """Write the index of a cache that one more shard was appended to.
+
+    Args:
+        path: the file; not that of `index`.
+        index: of the cache before.
+        keys: of the new shard, (records, 2) uint64.
+        shard: its number.
+
+    Raises:
+        CacheError: if the file cannot be written.
+    """
+    return _write(path, np.concatenate([index.keys, keys]), np.concatenate([index.places, _places(shard, len(keys))]))
+
+
+def _places(shard: int, records: int) -> Keys:
+    return np.arange(records, dtype=np.uint64) | np.uint64(shard << 32)
+
+
+def _write(path: Path, everything: Keys, places: Keys) -> IndexInfo:
     order = np.lexsort((everything[:, 1], everything[:, 0]))  # stable: of equal keys the first comes first
     everything, places = everything[order], places[order]
     first = np.ones(len(everything), bool)
@@ -62,6 +84,16 @@ def write_index(path: Path, keys: Iterable[Keys]) -> IndexInfo:
         everything, places = everything[first], places[first]
     file = write_tensor_file(path, {"keys": ("uint64", everything), "places": ("uint64", places)}, _KIND)
     return IndexInfo(len(everything), file.bytes, file.hash)
+
+
+def index_bytes(examples: int) -> int:
+    """How large the index of so many examples is."""
+    return file_bytes({"keys": ("uint64", (examples, 2)), "places": ("uint64", (examples,))}, _KIND)
+
+
+def longer_index_name(shards: int) -> str:
+    """The file's name of the index of a cache that shards were appended to, and that has so many now: a name of its own each time."""
+    return f"index-{shards:05d}.safetensors"
 
 
 def split_places(places: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

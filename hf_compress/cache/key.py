@@ -6,7 +6,7 @@ teacher and student speak of different examples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,12 @@ class Canonical:
         """One example's real values in one column."""
         start = self.starts[example]
         return self.columns[name][example, start : start + self.lengths[example]]
+
+    def take(self, examples: Sequence[int]) -> Canonical:
+        """Some of the examples."""
+        chosen = np.array(examples, dtype=np.int64)
+        columns = {name: values[chosen] for name, values in self.columns.items()}
+        return Canonical(columns, self.starts[chosen], self.lengths[chosen], self.width)
 
     def keys(self) -> Keys:
         """(examples, 2) uint64, the high word first.

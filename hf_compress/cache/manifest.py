@@ -15,6 +15,7 @@ from typing import Any, cast
 import xxhash
 
 from hf_compress.cache.files import read_file, write_atomic
+from hf_compress.cache.index import longer_index_name
 from hf_compress.cache.shard import ONE_ROW, Column, ShardInfo, check_columns, is_shard_name
 from hf_compress.cache.strict_json import Fields, canonical, difference, parse, shown
 from hf_compress.errors import CacheError
@@ -64,11 +65,12 @@ class Manifest:
         distillation: what it was built for: recipe, layer map; any JSON.
         columns: what every shard holds.
         shared: xxh3_128 of `shared.safetensors`, None if there is none.
-        index: xxh3_128 of `index.safetensors`.
+        index: xxh3_128 of the file `index_file`.
         shards: in the order that the index counts them in.
         examples: that the index knows; shards may hold more records where an example was stored twice.
         tokens: of all examples together.
         bytes: of all files but the manifest.
+        appended: how many of the last shards were appended when it was finished already. The file has this field only if there are some.
     """
 
     format_version: int
@@ -86,11 +88,22 @@ class Manifest:
     examples: int
     tokens: int
     bytes: int
+    appended: int = 0
 
     def __post_init__(self) -> None:
         # JSON has no tuples: what is loaded is to be equal to what was saved.
         object.__setattr__(self, "selection", _plain(self.selection))
         object.__setattr__(self, "distillation", _plain(self.distillation))
+
+    @property
+    def index_file(self) -> str:
+        """The index's name. Appending writes another one, so that the cache is whole at any moment, as it was or as it will be."""
+        return longer_index_name(len(self.shards)) if self.appended else INDEX_FILE
+
+    def continues(self, earlier: Manifest) -> bool:
+        """Whether this is a cache's manifest after appends, or none, to the cache that had the earlier one."""
+        same = (self.columns, self.selection, self.teacher) == (earlier.columns, earlier.selection, earlier.teacher)
+        return same and self.shards[: len(earlier.shards)] == earlier.shards
 
     def save(self, folder: Path) -> None:
         """Write it, at once and as a whole; all other files of the cache are there before.
@@ -151,7 +164,7 @@ def _plain(value: object) -> object:
 
 
 def _serialised(content: Mapping[str, object]) -> bytes:
-    body = {name: value for name, value in content.items() if name != "checksum"}
+    body = {name: value for name, value in content.items() if name != "checksum" and (name, value) != ("appended", 0)}
     checksum = xxhash.xxh3_128_hexdigest(canonical(body))
     return json.dumps({**body, "checksum": checksum}, indent=1).encode("ascii") + b"\n"
 
@@ -164,9 +177,9 @@ def _read(text: bytes, where: str) -> Manifest:
             f"{where}: format_version is {shown(version)}; expected {FORMAT_VERSION}. It was written by another version of hf_compress: "
             "use that one, or build the cache again."
         )
-    names = [field.name for field in fields(Manifest)]
-    top = Fields(content, where, [*names, "checksum"])
     assert isinstance(content, dict)  # Fields refuses all else
+    names = [field.name for field in fields(Manifest) if field.name != "appended" or "appended" in content]
+    top = Fields(content, where, [*names, "checksum"])
     if (written := _serialised(content)) != text:
         found, expected = top.value("checksum"), json.loads(written)["checksum"]
         how = f"checksum is {shown(found)}; expected {expected!r}" if found != expected else "it is not laid out as hf_compress does it"
@@ -187,6 +200,7 @@ def _read(text: bytes, where: str) -> Manifest:
         examples=top.count("examples", 1),
         tokens=top.count("tokens"),
         bytes=top.count("bytes"),
+        appended=top.count("appended", 1) if "appended" in content else 0,
     )
     _check_together(manifest, where)
     return manifest
@@ -240,6 +254,8 @@ def _check_together(manifest: Manifest, where: str) -> None:
     for shard in manifest.shards:
         if missing := sorted(groups - set(shard.rows)):
             raise CacheError(f"{where}: {shard.name}: rows of the groups {shown(missing)} are missing; found {shown(sorted(shard.rows))}.")
+    if manifest.appended >= len(manifest.shards) > 0:
+        raise CacheError(f"{where}: appended is {manifest.appended}; expected fewer than the {len(manifest.shards)} shards.")
     if manifest.examples > (records := sum(shard.examples for shard in manifest.shards)):
         raise CacheError(f"{where}: examples is {manifest.examples}; expected at most {records}, which is what the shards have.")
 

@@ -6,7 +6,7 @@ killed, and goes on with other processes, writes the shards that one at a stroke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,12 +80,17 @@ def _batches(lengths: Integers, batch_tokens: int) -> Iterator[slice]:
 
 
 def _shards(lengths: Integers, batches: tuple[slice, ...], example_bytes: Callable[[int], float]) -> Iterator[slice]:
-    first, size, examples = 0, 0.0, 0
-    for number, batch in enumerate(batches):
-        size += sum(example_bytes(length) for length in lengths[batch].tolist())
-        examples += batch.stop - batch.start
+    return grouped((sum(example_bytes(length) for length in lengths[batch].tolist()), batch.stop - batch.start) for batch in batches)
+
+
+def grouped(batches: Iterable[tuple[float, int]]) -> Iterator[slice]:
+    """Which batches make a shard, of batches of so many bytes and examples each."""
+    first, size, examples, number = 0, 0.0, 0, -1
+    for number, (more_bytes, more_examples) in enumerate(batches):
+        size += more_bytes
+        examples += more_examples
         if size >= SHARD_BYTES or examples >= SHARD_EXAMPLES:
             yield slice(first, number + 1)
             first, size, examples = number + 1, 0.0, 0
-    if first < len(batches):
-        yield slice(first, len(batches))
+    if first <= number:
+        yield slice(first, number + 1)

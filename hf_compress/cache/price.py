@@ -35,7 +35,7 @@ class Price:
 
     Attributes:
         examples, tokens: unique ones, and their real tokens.
-        bytes: all files together.
+        bytes: all files together, but for headers and the manifest, some kilobytes a shard.
         free: bytes free on that disk.
     """
 

@@ -5,21 +5,25 @@ Everything is mapped into memory, nothing is held: what a batch needs is read wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
+from huggingface_hub import CommitInfo
 
-from hf_compress.cache.assemble import Assembler
+from hf_compress.cache.assemble import Assembler, BatchRoom
 from hf_compress.cache.codec import CodecName
-from hf_compress.cache.fields import field_of, stored_signals
+from hf_compress.cache.fields import field_of, selected_group, stored_signals, tokens_group
 from hf_compress.cache.files import hash_file
+from hf_compress.cache.hub import local_folder
+from hf_compress.cache.hub_address import HubAddress
+from hf_compress.cache.hub_push import push
 from hf_compress.cache.index import Index, split_places
 from hf_compress.cache.key import Canonical, Keys
-from hf_compress.cache.manifest import INDEX_FILE, SHARED_FILE, Manifest
+from hf_compress.cache.manifest import SHARED_FILE, Manifest
 from hf_compress.cache.selection import Depth, Selection
 from hf_compress.cache.shard_reader import Record, Shard
 from hf_compress.cache.spaces import SAMPLE_EXAMPLES, make_spaces, needs_sample, read_spaces, sample_size
@@ -59,11 +63,23 @@ def selection_of_view(asked: Selection, stored: Selection) -> Selection:
     return replace(asked, depth=Depth(asked.depth.layers or stored.depth.layers, stored.depth.scheme, stored.depth.pairs))
 
 
+def _open(folder: Path) -> tuple[Manifest, Index]:
+    """Manifest and index, of one moment."""
+    while True:
+        manifest = Manifest.load(folder)
+        try:
+            return manifest, Index.open(folder / manifest.index_file, manifest.examples)
+        except CacheError:
+            # Between the two somebody may have appended to the cache, who takes the old index away.
+            if Manifest.load(folder) == manifest:
+                raise
+
+
 class TeacherCache:
     """A cache, open.
 
     Args:
-        folder: of a finished cache.
+        folder: of a finished cache; or where one is on the Hugging Face hub, `hf://datasets/USER/NAME`, from where it is downloaded once.
         selection: a smaller selection to read it as; None for what it was built with.
 
     Attributes:
@@ -77,13 +93,12 @@ class TeacherCache:
     """
 
     def __init__(self, folder: str | Path, *, selection: Selection | None = None) -> None:
-        self.folder = Path(folder)
-        self.manifest = Manifest.load(self.folder)
+        self.folder = local_folder(folder)
+        self.manifest, self.index = _open(self.folder)
         self.stored = StoredHow.of(self.manifest)
         self.selection = self.stored.selection if selection is None else selection_of_view(selection, self.stored.selection)
         self.columns = {column.name: column for column in self.manifest.columns}
         self.spec = stored_signals(list(self.columns))
-        self.index = Index.open(self.folder / INDEX_FILE, self.manifest.examples)
         self._shards: dict[int, Shard] = {}
         self._refuse_no_view()
         self._hidden_sizes = {name: size["hidden_size"] for name, size in self.manifest.teacher.stacks.items()}
@@ -101,13 +116,28 @@ class TeacherCache:
     def __len__(self) -> int:
         return self.manifest.examples
 
-    def __getstate__(self) -> dict[str, object]:
+    def __reduce__(self) -> tuple[Callable[..., TeacherCache], tuple[type[TeacherCache], Path, Selection, torch.Tensor | None]]:
         """For workers: maps are opened anew there."""
-        return {"folder": self.folder, "selection": self.selection, "label_order": self._assembler.label_order}
+        return _opened_anew, (type(self), self.folder, self.selection, self._assembler.label_order)
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__(cast(Path, state["folder"]), selection=cast(Selection, state["selection"]))  # type: ignore[misc]
-        self._assembler.label_order = state["label_order"]  # type: ignore[assignment]
+    def reader(self) -> TeacherCache:
+        """The same cache for another thread: shards are opened and let go without a lock."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._shards = {}
+        return other
+
+    def refreshed(self) -> TeacherCache:
+        """The same cache, with what was appended since it was opened; dimensions that this view of it chose stay as they are.
+
+        Raises:
+            CacheError: if another one lies in the folder by now.
+        """
+        other = self.reader()
+        other.manifest, other.index = _open(self.folder)
+        if not other.manifest.continues(self.manifest):
+            raise CacheError(f"In {self.folder} lies another teacher on disk than when this run began. Start again.")
+        return other
 
     def put_labels_in_order(self, label_order: Sequence[int] | None) -> None:
         """Give logits in the student's order of labels; see `LiveTeacher`."""
@@ -116,6 +146,10 @@ class TeacherCache:
     def missing(self, keys: Keys) -> int:
         """How many of these examples (n, 2) it does not hold."""
         return int((self.index.find(keys) < 0).sum())
+
+    def missing_rows(self, batch: Canonical) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+        """Which examples of a batch it does not hold."""
+        return np.flatnonzero(self.index.find(batch.keys()) < 0)
 
     def read(self, batch: Canonical, spec: SignalSpec) -> Signals:
         """What the teacher showed for a batch.
@@ -135,20 +169,68 @@ class TeacherCache:
                 f"{absent} of {len(places)} examples of a batch are not in the teacher on disk ({self.folder}, {len(self):,} examples). "
                 "Does the "
                 "data change from epoch to epoch (masking, augmentation), was it tokenized in another way (tokenizer, --max_seq_length), "
-                "or is it other data? Build a cache of this data in another folder (--teacher_cache_dir, --teacher_model_name_or_path)."
+                "or is it other data? Build a cache of this data in another folder (--teacher_cache_dir, --teacher_model_name_or_path), or "
+                "have the teacher asked for what is missing: --teacher_cache_miss live."
             )
-        return self._assembler.assemble(self._records(places, keys), batch, spec)
+        return self._signals(places, keys, batch, spec)
+
+    def read_if_whole(self, batch: Canonical, spec: SignalSpec) -> Signals | None:
+        """As `read`; None if examples are missing."""
+        self.refuse_absent(spec)
+        keys = batch.keys()
+        places = self.index.find(keys)
+        return None if (places < 0).any() else self._signals(places, keys, batch, spec)
+
+    def read_with(self, batch: Canonical, spec: SignalSpec, more: Mapping[tuple[int, int], Record]) -> Signals:
+        """As `read`; examples that are missing are taken from `more`, whose records are what would be stored of them, by key."""
+        self.refuse_absent(spec)
+        keys = batch.keys()
+        places = self.index.find(keys)
+        here = np.flatnonzero(places >= 0)
+        found = dict(zip(here.tolist(), self._records(places[here], keys[here]), strict=True))
+        records = [found[row] if row in found else more[high, low] for row, (high, low) in enumerate(keys.tolist())]
+        return self._assembler.assemble(records, batch, spec)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        token: str | None = None,
+    ) -> CommitInfo:
+        """Put the cache on the Hugging Face hub, all of it, whatever selection it is read as; `hf://datasets/USER/NAME` is its name there.
+
+        Args:
+            repo_id: the data set repository, USER/NAME, made if need be; USER/NAME/FOLDER puts it into a folder there.
+            private: whether a repository that is made is private; None for what is usual where it is made.
+            revision: the branch, made if need be; None for main.
+            commit_message: of the one commit that it is.
+            token: of the hub; None for the one that you are logged in with.
+
+        Raises:
+            ArgumentError: no such name can be.
+            CacheError: the cache is damaged, or the hub does not take it.
+        """
+        return push(self.folder, HubAddress.for_push(repo_id, revision), private=private, commit_message=commit_message, token=token)
 
     def close(self) -> None:
         """Let the maps go."""
         self._shards = {}
 
-    def _records(self, places: np.ndarray[tuple[int, ...], np.dtype[np.int64]], keys: Keys) -> list[Record]:
+    def _signals(self, places: np.ndarray[tuple[int, ...], np.dtype[np.int64]], keys: Keys, batch: Canonical, spec: SignalSpec) -> Signals:
+        """Copied into the batch's tensors and checked in one go."""
+        room = self._assembler.room(batch, spec)
+        return self._assembler.assemble(self._records(places, keys, room), batch, spec, room)
+
+    def _records(self, places: np.ndarray[tuple[int, ...], np.dtype[np.int64]], keys: Keys, room: BatchRoom | None = None) -> list[Record]:
         records: list[Record | None] = [None] * len(places)
         shards, rows = split_places(places)
         for number in np.unique(shards).tolist():
             here = np.flatnonzero(shards == number)
-            for place, record in zip(here.tolist(), self._shard(number).records(rows[here], keys=keys[here]), strict=True):
+            into = None if room is None else [room.rows[place] for place in here.tolist()]
+            for place, record in zip(here.tolist(), self._shard(number).records(rows[here], keys=keys[here], into=into), strict=True):
                 records[place] = record
         return cast("list[Record]", records)
 
@@ -221,16 +303,19 @@ class TeacherCache:
         whole = replace(self.selection, width=1.0, width_scheme="all")
         assembler = Assembler(self.columns, self.stored.selection, whole, self.stored.codec, {}, {}, self._hidden_sizes)
         states: dict[str, list[torch.Tensor]] = {field_of(key): [] for key in self.spec.hidden_states}
-        places = self.index.places[:SAMPLE_EXAMPLES].astype(np.int64)
-        group = "tokens" if self.stored.selection.length == "all" else "selected"
+        # What was appended is left out: a basis must not change from one run to the next.
+        built = len(self.manifest.shards) - self.manifest.appended
+        sampled = np.flatnonzero(self.index.places >> np.uint64(32) < built)[:SAMPLE_EXAMPLES]
+        places = self.index.places[sampled].astype(np.int64)
         stack = next(iter(self.spec.hidden_states)).stack
+        group = tokens_group(stack) if self.stored.selection.length == "all" else selected_group(stack)
         selectable = [
-            self._shard(shard).counts(row)[f"{group}.{stack}"]
+            self._shard(shard).counts(row)[group]
             for shard, row in zip(*map(np.ndarray.tolist, split_places(places)), strict=True)
         ]
         size = sample_size(selectable, self.selection)
         for start in range(0, size, 32):
-            rows = slice(start, min(start + 32, size))
+            rows = sampled[start : min(start + 32, size)]
             records = self._records(self.index.places[rows].astype(np.int64), np.ascontiguousarray(self.index.keys[rows]))
             for key in self.spec.hidden_states:
                 column = f"{field_of(key)}.{'values' if self.stored.selection.length == 'all' else 'positions'}"
@@ -244,3 +329,9 @@ class TeacherCache:
                     selected = state.selected_states[key]
                     states[field_of(key)].append(selected.values[selected.chosen].float())
         return {name: torch.cat(parts) for name, parts in states.items()}
+
+
+def _opened_anew(kind: type[TeacherCache], folder: Path, selection: Selection, label_order: torch.Tensor | None) -> TeacherCache:
+    cache = kind(folder, selection=selection)
+    cache._assembler.label_order = label_order
+    return cache

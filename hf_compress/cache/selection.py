@@ -220,11 +220,6 @@ class Selection:
         return f"{self} ({'; '.join(words)})"
 
     @property
-    def keeps_everything(self) -> bool:
-        """Whether it keeps whole layers: all tokens and all dimensions."""
-        return self.tokens is None and self.width_scheme == "all"
-
-    @property
     def needs_importance(self) -> bool:
         """Whether tokens are ranked by the teacher's attention."""
         return self.length in ("attention", "attention_no_sep")

@@ -1,13 +1,15 @@
 """Records out of a shard, as views of the file mapped into memory.
 
 A batch reads some dozen records, so what a record costs beside its checksum is kept to slices: all that the header says is worked out once,
-when the shard is opened.
+when the shard is opened. Where a batch's tensors are given, a record's rows are copied there piece by piece, and the checksum is taken over
+the copies: they lie in the processor's cache at that moment, so the file's bytes pass through memory once, and what was checked is what is
+used.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ from hf_compress.errors import CacheError
 
 Record = dict[str, Array]
 _Key = tuple[int, int]
+_NOWHERE: Mapping[str, Array] = {}
 
 
 class Shard:
@@ -60,7 +63,9 @@ class Shard:
         # A record's spans are those of the groups in order, and after them the one of the group "".
         number = {group: index for index, group in enumerate((*self._groups, ONE_ROW))}
         ordered = sorted(columns, key=lambda column: column.name)
-        self._hashed = tuple((file.view(column.name), column.row_bytes, number[column.group]) for column in ordered)
+        self._hashed = tuple(
+            (column.name, file.view(column.name), file.array(column.name), column.row_bytes, number[column.group]) for column in ordered
+        )
         self._columns = {column.name: (column.name, file.array(column.name), number[column.group]) for column in columns}
         self._all_columns = tuple(self._columns.values())
 
@@ -131,9 +136,17 @@ class Shard:
         names: Collection[str] | None = None,
         *,
         keys: npt.NDArray[np.uint64] | None = None,
+        into: Sequence[Mapping[str, Array]] | None = None,
         verify: bool = True,
     ) -> list[Record]:
-        """Read some records, faster than one by one; see `record`. `keys` is (rows, 2) uint64."""
+        """Read some records, faster than one by one; see `record`.
+
+        Args:
+            rows, names, verify: as of `record`.
+            keys: (rows, 2) uint64, the examples whose records they should be.
+            into: for each record, by column, where its rows are copied to: (rows, *item), contiguous, of the column's type. Such a column
+                of the record is the copy, not a view of the file. What is copied of a record that is refused means nothing.
+        """
         wanted = self._wanted(names)
         places = np.asarray(rows, np.int64)
         if not len(places):
@@ -150,8 +163,10 @@ class Shard:
         spans = zip(*bounds, strict=True) if bounds else ((),) * len(places)
         checksums = self._checksums[places].tolist()
         read = self._read
+        targets = (_NOWHERE,) * len(places) if into is None else into
         return [
-            read(row, list(span), checksum, wanted, verify) for row, span, checksum in zip(places.tolist(), spans, checksums, strict=True)
+            read(row, list(span), checksum, wanted, verify, target)
+            for row, span, checksum, target in zip(places.tolist(), spans, checksums, targets, strict=True)
         ]
 
     def counts(self, row: int) -> dict[str, int]:
@@ -171,27 +186,36 @@ class Shard:
         return found
 
     def _read(
-        self, row: int, spans: list[tuple[int, int]], checksum: int, wanted: Sequence[tuple[str, Array, int]], verify: bool
+        self,
+        row: int,
+        spans: list[tuple[int, int]],
+        checksum: int,
+        wanted: Sequence[tuple[str, Array, int]],
+        verify: bool,
+        into: Mapping[str, Array] = _NOWHERE,
     ) -> Record:
         for (begin, end), total in zip(spans, self._totals, strict=True):
             if not begin <= end <= total:
                 raise self._damaged(row, f"its rows are {begin} to {end} of {total}")
-        if verify:
-            counts = self._pack_counts(*[end - begin for begin, end in spans])
-            spans.append((row, row + 1))
-            digest = xxhash.xxh3_64(self._key_bytes[16 * row : 16 * row + 16])
-            digest.update(counts)
-            for view, width, group in self._hashed:
-                begin, end = spans[group]
-                digest.update(view[begin * width : end * width])
-            if digest.intdigest() != checksum:
-                raise self._damaged(row, f"its checksum is {digest.intdigest():016x}; expected {checksum:016x}")
-        else:
-            spans.append((row, row + 1))
+        counts = self._pack_counts(*[end - begin for begin, end in spans])
+        spans.append((row, row + 1))
+        digest = xxhash.xxh3_64(self._key_bytes[16 * row : 16 * row + 16])
+        digest.update(counts)
+        for name, view, array, width, group in self._hashed:
+            begin, end = spans[group]
+            copy = into.get(name)
+            if copy is not None:
+                if len(copy) != end - begin:
+                    raise self._damaged(row, f"it has {end - begin} rows of {name!r}, and its example has {len(copy)}")
+                copy[...] = array[begin:end]
+            if verify:
+                digest.update(view[begin * width : end * width] if copy is None else copy.data)
+        if verify and digest.intdigest() != checksum:
+            raise self._damaged(row, f"its checksum is {digest.intdigest():016x}; expected {checksum:016x}")
         record = {}
         for name, array, group in wanted:
             begin, end = spans[group]
-            record[name] = array[begin:end]
+            record[name] = into[name] if name in into else array[begin:end]
         return record
 
     def _wanted(self, names: Collection[str] | None) -> Sequence[tuple[str, Array, int]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from hf_compress.cache.files import write_atomic
 from hf_compress.cache.manifest import SHARED_FILE
 from hf_compress.cache.selection import Selection
-from hf_compress.cache.widths import PcaBasis, random_dimensions, uniform_dimensions
+from hf_compress.cache.widths import pca_basis, random_dimensions, uniform_dimensions
 from hf_compress.errors import CacheError
 from hf_compress.selected_state import SharedDimensions, Space, Subspace
 
@@ -43,8 +43,7 @@ def make_spaces(selection: Selection, hidden_sizes: Mapping[str, int], sample: M
         elif selection.width_scheme == "uniform":
             spaces[field] = SharedDimensions(uniform_dimensions(hidden, selection.width), zero_target)
         elif selection.width_scheme == "pca":
-            basis = PcaBasis.fit(sample[field], count)
-            spaces[field] = Subspace(basis.mean.float(), basis.components.float())
+            spaces[field] = pca_basis(sample[field], count)
     return spaces
 
 
@@ -97,13 +96,22 @@ def write_spaces(folder: Path, spaces: Mapping[str, Space]) -> None:
     """Write them, whole or not at all; no file where there are none."""
     if not spaces:
         return
+    write_atomic(folder / SHARED_FILE, save(_tensors_of(spaces)))
+
+
+def spaces_file_bytes(spaces: Mapping[str, Space]) -> int:
+    """The size of the file that `write_spaces` makes."""
+    return len(save(_tensors_of(spaces))) if spaces else 0
+
+
+def _tensors_of(spaces: Mapping[str, Space]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for field, space in spaces.items():
         if isinstance(space, SharedDimensions):
             tensors[f"{field}.indices"] = space.indices
         elif isinstance(space, Subspace):
             tensors |= {f"{field}.mean": space.mean, f"{field}.components": space.components.contiguous()}
-    write_atomic(folder / SHARED_FILE, save(tensors))
+    return tensors
 
 
 def read_spaces(folder: Path, selection: Selection) -> dict[str, Space]:

@@ -114,10 +114,14 @@ class Fields:
     def numbers(self, name: str) -> dict[str, float]:
         """An object whose values are numbers."""
         inner = self.inner(name)
-        for key, value in inner._values.items():
-            if type(value) not in (int, float):
-                inner._refuse(key, value, "a number")
-        return dict(inner._values)  # type: ignore[arg-type]  # looked at one by one above
+        return {key: inner.number(key) for key in inner.names}
+
+    def number(self, name: str) -> float:
+        """A number."""
+        value = self._values.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):  # True is an int to isinstance
+            self._refuse(name, value, "a number")
+        return value
 
     def free(self, name: str) -> dict[str, object]:
         """An object whose values are any JSON."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from hf_compress.cache.encode import Encoder, Rows
 from hf_compress.cache.select import select
-from hf_compress.cache.selection import Selection
+from hf_compress.cache.selection import Selection, ranking_layer
 from hf_compress.cache.tokens import token_importance
 from hf_compress.errors import TeacherError
 from hf_compress.signals import AttentionScores, HiddenState, Signals, SignalSource, SignalSpec
@@ -53,7 +53,7 @@ class TeacherRun:
         """The layer whose attention ranks the tokens of a hidden state: the one that it comes out of."""
         if not self.ranks or not (self.selection.needs_importance or self.selection.length == "all"):
             return {}
-        return {key: AttentionScores(key.stack, max(1, key.layer)) for key in self.spec.hidden_states}
+        return {key: AttentionScores(key.stack, ranking_layer(key.layer)) for key in self.spec.hidden_states}
 
     def ask(self, inputs: Inputs, real: Tensor) -> tuple[Signals, dict[HiddenState, Tensor]]:
         """One forward.
@@ -84,12 +84,12 @@ class TeacherRun:
         """One forward, encoded."""
         signals, importance = self.ask(inputs, real)
         _refuse_not_finite(signals, real)
-        return encoder.encode(signals, real, self._only_special(real, special), importance)
+        return encoder.encode(signals, real, self.only_special(real, special), importance)
 
     def selected_states(self, inputs: Inputs, real: Tensor, special: Tensor) -> dict[HiddenState, Tensor]:
         """(tokens, hidden) of each hidden state, at the tokens that will be stored, with all their dimensions."""
         signals, importance = self.ask(inputs, real)
-        whole, special = _with_all_dimensions(self.selection), self._only_special(real, special)
+        whole, special = replace(self.selection, width=1.0, width_scheme="all"), self.only_special(real, special)
         found = {}
         for key, states in signals.hidden_states.items():
             chosen = select(states.float().cpu(), real, special, importance.get(key), whole, None)
@@ -100,13 +100,9 @@ class TeacherRun:
         """(batch,) where the token stands that sums the example up; there is one stack of layers."""
         return real.sum(1) - 1 if self.summary_last else torch.zeros(len(real), dtype=torch.int64)
 
-    def _only_special(self, real: Tensor, special: Tensor) -> Tensor:
+    def only_special(self, real: Tensor, special: Tensor) -> Tensor:
         """Special tokens, without the one that sums the example up: that competes with words."""
         return special & (torch.arange(real.shape[1]) != self._summary(real)[:, None])
-
-
-def _with_all_dimensions(selection: Selection) -> Selection:
-    return Selection(selection.depth, selection.tokens, selection.length, selection.rank_by, mask=selection.mask, seed=selection.seed)
 
 
 def _refuse_not_finite(signals: Signals, real: Tensor) -> None:

@@ -86,18 +86,20 @@ def write_tensor_file(path: Path, tensors: Mapping[str, tuple[str, Array]], meta
     for name, (dtype, values) in tensors.items():
         if values.dtype != storage(dtype):
             raise CacheError(f"{path.name}: the tensor {name!r} is {values.dtype}; expected {storage(dtype)}, which holds {dtype}.")
-    places: dict[str, Tensor] = {}
-    position = 0
-    for name, (dtype, values) in sorted(tensors.items(), key=lambda item: _order(item[1][0], item[0])):
-        places[name] = Tensor(dtype, values.shape, position, position + values.nbytes)
-        position += values.nbytes
+    places = _places({name: (dtype, values.shape) for name, (dtype, values) in tensors.items()})
     header = _header(places, metadata or {})
-    with atomic_file(path, len(header) + position) as file:
+    with atomic_file(path, len(header) + sum(values.nbytes for _, values in tensors.values())) as file:
         file.write(header)
         for name in places:
             for part in _parts(tensors[name][1]):
                 file.write(part)
     return file.info
+
+
+def file_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None) -> int:
+    """How large a file `write_tensor_file` makes of tensors of these types and shapes."""
+    places = _places(tensors)
+    return len(_header(places, metadata or {})) + max((place.end for place in places.values()), default=0)
 
 
 def read_tensors(path: Path, expected: str) -> dict[str, Array]:
@@ -203,6 +205,17 @@ class TensorFile:
             if offsets[1] - offsets[0] != needed:
                 raise self.damaged(f"bytes of {name!r}", offsets[1] - offsets[0], f"{needed} for {dtype} {shape}")
             yield name, Tensor(dtype, shape, offsets[0], offsets[1])
+
+
+def _places(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Tensor]:
+    """Where each tensor goes, of these types and shapes, in the order of the data."""
+    places: dict[str, Tensor] = {}
+    position = 0
+    for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: _order(item[1][0], item[0])):
+        end = position + math.prod(shape) * storage(dtype).itemsize
+        places[name] = Tensor(dtype, tuple(shape), position, end)
+        position = end
+    return places
 
 
 def _order(dtype: str, name: str) -> tuple[int, str]:

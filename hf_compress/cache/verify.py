@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_compress.cache.files import hash_file
 from hf_compress.cache.index import Index
-from hf_compress.cache.manifest import INDEX_FILE, SHARED_FILE, Manifest
+from hf_compress.cache.manifest import SHARED_FILE, Manifest
 from hf_compress.cache.shard import ShardInfo
 from hf_compress.cache.shard_reader import Shard
 from hf_compress.errors import CacheError
@@ -70,9 +70,9 @@ def verify(folder: Path, progress: Progress | None = None) -> VerifyReport:
 def _problems(folder: Path, manifest: Manifest, progress: Progress) -> Iterator[str]:
     if manifest.shared is not None:
         yield from _wrong_hash(folder / SHARED_FILE, manifest.shared, progress)
-    yield from _wrong_hash(folder / INDEX_FILE, manifest.index, progress)
+    yield from _wrong_hash(folder / manifest.index_file, manifest.index, progress)
     try:
-        index: Index | None = Index.open(folder / INDEX_FILE, manifest.examples)
+        index: Index | None = Index.open(folder / manifest.index_file, manifest.examples)
     except CacheError as error:
         yield str(error)
         index = None
@@ -96,9 +96,10 @@ def _problems(folder: Path, manifest: Manifest, progress: Progress) -> Iterator[
                 continue
             indexed += found
             if wrong:
-                yield f"{folder / INDEX_FILE}: it does not know where {wrong} of the {len(shard)} records of {info.name} are."
+                yield f"{folder / manifest.index_file}: it does not know where {wrong} of the {len(shard)} records of {info.name} are."
     if whole and indexed != manifest.examples:
-        yield f"{folder / INDEX_FILE}: {manifest.examples - indexed} of its {manifest.examples} places lead to no record of their example."
+        astray = manifest.examples - indexed
+        yield f"{folder / manifest.index_file}: {astray} of its {manifest.examples} places lead to no record of their example."
 
 
 def _wrong_hash(path: Path, expected: str, progress: Progress) -> Iterator[str]:

@@ -10,13 +10,12 @@ others are in its batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from hf_compress.errors import ArgumentError, CacheError
+from hf_compress.selected_state import Subspace
 
 _ROWS_AT_ONCE = 8192  # of a sample in float64: 50 MB at 768 dimensions
 
@@ -94,75 +93,41 @@ def unpack_mask(packed: Tensor, hidden_size: int) -> Tensor:
     return bits.reshape(rows, width * 8)[:, :hidden_size].bool()
 
 
-@dataclass(frozen=True, eq=False)
-class PcaBasis:
-    """The directions in which a sample of the teacher's states varies most, the first most of all.
+def pca_basis(states: Tensor, count: int) -> Subspace:
+    """The directions in which a sample of the teacher's states varies most, the first most of all; worked out in float64.
 
-    Attributes:
-        mean: (hidden,) float32, of the sample.
-        components: (hidden, count) float32, orthonormal columns; in each the entry of largest size is positive.
-        shares: (count,) float32, the share of the sample's variance along each.
+    Args:
+        states: (samples, hidden).
+        count: how many directions.
+
+    Returns:
+        The sample's mean and the directions, float32, orthonormal; in each the entry of largest size is positive. A smaller number of
+        directions are the first of a larger one.
+
+    Raises:
+        ArgumentError: `count` is not between 1 and the number of dimensions.
+        CacheError: fewer samples than directions, or states that are not finite.
     """
-
-    mean: Tensor
-    components: Tensor
-    shares: Tensor
-
-    @classmethod
-    def fit(cls, states: Tensor, count: int) -> PcaBasis:
-        """Learn `count` directions from states (samples, hidden), in float64.
-
-        Raises:
-            ArgumentError: `count` is not between 1 and the number of dimensions.
-            CacheError: fewer samples than directions, or states that are not finite.
-        """
-        samples, hidden = states.shape
-        _check_count(count, hidden)
-        if samples < count:
-            raise CacheError(
-                f"A pca basis of {count} dimensions needs a sample of at least {count} tokens, and there are {samples}. "
-                "Give more examples or a smaller share of dimensions, or choose dimensions by random or uniform."
-            )
-        mean = torch.zeros(hidden, dtype=torch.float64, device=states.device)
-        for rows in torch.split(states.detach(), _ROWS_AT_ONCE):
-            mean += rows.double().sum(0) / samples
-        if not bool(mean.isfinite().all()):
-            raise CacheError("The sample for a pca basis holds NaN or infinity: load the teacher in float32 (--teacher_dtype float32).")
-        covariance = torch.zeros(hidden, hidden, dtype=torch.float64, device=states.device)
-        for rows in torch.split(states.detach(), _ROWS_AT_ONCE):
-            centred = rows.double() - mean
-            covariance += centred.T @ centred / samples
-        variances, vectors = torch.linalg.eigh(covariance)  # ascending
-        variances, vectors = variances.clamp(min=0).flip(0), vectors.flip(1)[:, :count]
-        largest = vectors.abs().argmax(0, keepdim=True)
-        vectors = vectors * vectors.gather(0, largest).sign()  # else the sign is whatever the solver left
-        total = variances.sum()
-        shares = variances[:count] / torch.where(total > 0, total, 1.0)
-        return cls(mean.float(), vectors.float().contiguous(), shares.float())
-
-    @property
-    def explained(self) -> float:
-        """The share of the sample's variance along all directions of the basis."""
-        return float(self.shares.sum())
-
-    def first(self, count: int) -> PcaBasis:
-        """The basis of the first `count` directions.
-
-        Raises:
-            ArgumentError: it has fewer.
-        """
-        _check_count(count, self.components.shape[1])
-        return PcaBasis(self.mean, self.components[:, :count].contiguous(), self.shares[:count])
-
-    def project(self, states: Tensor) -> Tensor:
-        """Coordinates in the basis: (..., hidden) -> (..., count); float32 for half precision. Gradients flow through."""
-        states = states if states.dtype in (torch.float32, torch.float64) else states.float()
-        return (states - self.mean.to(states)) @ self.components.to(states)
-
-    def restore(self, projected: Tensor) -> Tensor:
-        """States from coordinates: (..., count) -> (..., hidden), each the nearest that the basis can show."""
-        projected = projected if projected.dtype in (torch.float32, torch.float64) else projected.float()
-        return projected @ self.components.to(projected).T + self.mean.to(projected)
+    samples, hidden = states.shape
+    _check_count(count, hidden)
+    if samples < count:
+        raise CacheError(
+            f"A pca basis of {count} dimensions needs a sample of at least {count} tokens, and there are {samples}. "
+            "Give more examples or a smaller share of dimensions, or choose dimensions by random or uniform."
+        )
+    mean = torch.zeros(hidden, dtype=torch.float64, device=states.device)
+    for rows in torch.split(states.detach(), _ROWS_AT_ONCE):
+        mean += rows.double().sum(0) / samples
+    if not bool(mean.isfinite().all()):
+        raise CacheError("The sample for a pca basis holds NaN or infinity: load the teacher in float32 (--teacher_dtype float32).")
+    covariance = torch.zeros(hidden, hidden, dtype=torch.float64, device=states.device)
+    for rows in torch.split(states.detach(), _ROWS_AT_ONCE):
+        centred = rows.double() - mean
+        covariance += centred.T @ centred / samples
+    vectors = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :count]  # the largest variance first
+    largest = vectors.abs().argmax(0, keepdim=True)
+    vectors = vectors * vectors.gather(0, largest).sign()  # else the sign is whatever the solver left
+    return Subspace(mean.float(), vectors.float().contiguous())
 
 
 def _check_count(count: int, hidden_size: int) -> None:

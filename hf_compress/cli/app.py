@@ -16,7 +16,8 @@ COMMANDS = {
     "run": "run a script that knows nothing of hf_compress, with layers dropped or a teacher added",
     "student": "make a student out of a teacher: of its layers, or of another width",
     "drop": "drop layers of a model",
-    "cache": "look at a teacher on disk, check it, price one, make a smaller one of it",
+    "cache": "look at a teacher on disk, check it, price one, make a smaller one of it, put it on the hub",
+    "study": "train with more and less of the teacher's hidden states: how much is worth how much",
     "demo": "train, drop and distil on a small corpus, offline, in minutes: a table, a picture, a report",
     "version": "print the version",
 }

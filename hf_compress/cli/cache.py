@@ -1,22 +1,27 @@
-"""`hf-compress cache info | verify | estimate | view`: the teacher on disk, without a teacher."""
+"""`hf-compress cache info | verify | estimate | view | push`: the teacher on disk, without a teacher."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_compress import __version__
 from hf_compress.argument_values import nearest_name
 from hf_compress.arguments import FIELDS, CompressionArguments
+from hf_compress.cache.hub_address import is_hub_address
 from hf_compress.cache_arguments import ALIASES
+from hf_compress.cli import cache_push
 from hf_compress.cli.flags import FlagParser
 from hf_compress.errors import ArgumentError, CacheError
 
 if TYPE_CHECKING:
+    from hf_compress.cache.copy_view import View
     from hf_compress.cache.manifest import Manifest
+    from hf_compress.losses.loss import Loss
 
 DAMAGED = 1
 _COMMANDS = {
@@ -24,25 +29,28 @@ _COMMANDS = {
     "verify": "read every byte of a cache, and say whether it is whole",
     "estimate": "what a cache would take on disk; needs only the teacher's config",
     "view": "write a smaller cache from a larger one, without the teacher",
+    "push": cache_push.PURPOSE,
 }
 _SELECTING = ("hidden_states_selection", "hsk_layers", "hsk_length", "hsk_rank_by", "hsk_width", "hsk_mask")
 _RECIPE = ("distill_recipe", "distill_weights", "distill_layer_map")
 # Where a flag of a run means something else here.
 _HELP = {
     "teacher_cache_dir": "The folder where it would go, to tell how much is free there.",
+    "teacher_cache_budget": "How large the smaller one may be, as in 20MB: what it keeps is chosen by what is lost. In place of --hsk.",
     "hidden_states_selection": "How much of the hidden states: layers, tokens, share of the dimensions, as in 1l_10t_0.1h.",
 }
 _ALIAS_OF = {name: alias for alias, name in ALIASES.items()}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one of the four; returns the exit code: 0, and 1 where `verify` finds damage."""
+    """Run one of them; returns the exit code: 0, and 1 where `verify` finds damage."""
     if not argv or argv[0] in ("-h", "--help"):
         lines = [f"  {name:<10}{purpose}" for name, purpose in _COMMANDS.items()]
         print("\n".join(["usage: hf-compress cache COMMAND ...", "", "The teacher on disk.", "", *lines]))
         print("\n`hf-compress cache COMMAND --help` shows a command's flags.")
         return 0 if argv else 2
     commands: dict[str, Callable[[Sequence[str]], int]] = {"info": info, "verify": verify, "estimate": estimate, "view": view}
+    commands["push"] = cache_push.main
     if argv[0] not in commands:
         raise ArgumentError(f"There is no command 'cache {argv[0]}'.{nearest_name(argv[0], commands)} There are {', '.join(commands)}.")
     return commands[argv[0]](argv[1:])
@@ -54,15 +62,17 @@ def main(argv: Sequence[str]) -> int:
 def info(argv: Sequence[str]) -> int:
     """Print a page about a cache, finished or not."""
     parser = FlagParser("cache info", _COMMANDS["info"].capitalize() + ".")
-    parser.add_argument("folder", metavar="FOLDER", help="The cache.")
+    parser.add_argument("folder", metavar="FOLDER", help="The cache; or hf://datasets/USER/NAME, on the Hugging Face hub.")
     parser.flag("json", action="store_true", help="Print JSON, for a program to read.")
     flags = parser.parse(argv)
-    folder = _folder(flags.folder)
+    on_hub = is_hub_address(flags.folder)
+    folder = Path() if on_hub else _folder(flags.folder)
 
     # From here on with torch, which the help need not wait for.
-    from hf_compress.cli.cache_page import facts_of, page_of
+    from hf_compress.cache.hub import read_manifest
+    from hf_compress.cli.cache_page import facts_of, facts_of_finished, page_of
 
-    facts = facts_of(folder)
+    facts = facts_of_finished(flags.folder, read_manifest(flags.folder)) if on_hub else facts_of(folder)
     print(json.dumps(facts, indent=1) if flags.json else page_of(facts))
     return 0
 
@@ -73,7 +83,7 @@ def info(argv: Sequence[str]) -> int:
 def verify(argv: Sequence[str]) -> int:
     """Read a cache whole; the exit code is 1 if anything is wrong with it."""
     parser = FlagParser("cache verify", _COMMANDS["verify"].capitalize() + ".")
-    parser.add_argument("folder", metavar="FOLDER", help="The cache.")
+    parser.add_argument("folder", metavar="FOLDER", help="The cache; or hf://datasets/USER/NAME, on the Hugging Face hub.")
     folder = _folder(parser.parse(argv).folder)
 
     from tqdm.auto import tqdm
@@ -131,11 +141,14 @@ def view(argv: Sequence[str]) -> int:
     parser.flag(
         "teacher_cache_dtype", metavar="FORMAT", help="Number format: float32, float16, bfloat16, int8; by default the larger one's."
     )
-    _flags_of_runs(parser, *_SELECTING)
+    _flags_of_runs(parser, "teacher_cache_budget", *_SELECTING)
     flags = parser.parse(argv)
-    asked = _compression(flags, "teacher_cache_dtype", *_SELECTING)
-    if asked.selection is None and asked.teacher_cache_dtype is None:
-        raise ArgumentError("Say what to keep: --hsk, such as 1l_10t_0.1h, or another number format with --teacher_cache_dtype.")
+    asked = _compression(flags, "teacher_cache_dtype", "teacher_cache_budget", *_SELECTING)
+    if asked.selection is None and asked.teacher_cache_dtype is None and asked.cache_budget is None:
+        raise ArgumentError(
+            "Say what to keep: --hsk, such as 1l_10t_0.1h, another number format with --teacher_cache_dtype, or how large it may be with "
+            "--teacher_cache_budget, such as 20MB."
+        )
     folder, smaller = _folder(flags.folder), Path(flags.output_dir)
 
     from tqdm.auto import tqdm
@@ -151,8 +164,10 @@ def view(argv: Sequence[str]) -> int:
         version=__version__,
         codec=asked.codec if asked.teacher_cache_dtype is not None else None,
         num_student_layers=flags.num_layers,
-        attention_scores=asked.selection is None or _needs_attention(larger),
+        attention_scores=(asked.selection is None and asked.cache_budget is None) or _needs_attention(larger),
     )
+    if asked.cache_budget is not None:
+        narrowed = _within_budget(folder, asked.cache_budget, narrowed, larger)
     with tqdm(total=larger.examples, desc="copying", unit="ex") as bar:
         manifest = copy_view(folder, smaller, narrowed, bar.update)
     how = StoredHow.of(manifest)
@@ -162,20 +177,37 @@ def view(argv: Sequence[str]) -> int:
     return 0
 
 
+def _within_budget(folder: Path, budget: int, view: View, larger: Manifest) -> View:
+    """The view that loses least, of those that are as small."""
+    from hf_compress.cache.budget_view import choose_view
+    from hf_compress.losses.hidden_states import HiddenStatesLoss
+
+    in_parts = all(loss.kind == "mse" for loss in _losses(larger) if isinstance(loss, HiddenStatesLoss))
+    choices = choose_view(folder, budget, view.codec, attention_scores=view.attention_scores, in_parts=in_parts)
+    print("\n".join(choices.lines()))
+    chosen = choices.best.chosen
+    return replace(view, selection=chosen.selection, codec=chosen.codec)
+
+
 def _needs_attention(manifest: Manifest) -> bool:
     """Whether a run with a selection of hidden states still compares attention: only a recipe that names it does."""
     if manifest.distillation.get("selected"):
         return True  # it was stored beside a selection
     from hf_compress.losses.attention_scores import AttentionScoresLoss
+
+    return any(isinstance(loss, AttentionScoresLoss) and loss.required for loss in _losses(manifest))
+
+
+def _losses(manifest: Manifest) -> list[Loss]:
+    """Those of the flags that a cache was built with."""
     from hf_compress.losses.recipes import DEFAULT_RECIPE, losses_of
 
     settings = CompressionArguments(**{name: value for name, value in manifest.distillation.items() if name in _RECIPE})
     weights = {str(name): weight for name, weight in settings.weights.items()}
-    losses = losses_of(settings.recipe or DEFAULT_RECIPE, layer_map=settings.layer_map, weights=weights)
-    return any(isinstance(loss, AttentionScoresLoss) and loss.required for loss in losses)
+    return losses_of(settings.recipe or DEFAULT_RECIPE, layer_map=settings.layer_map, weights=weights)
 
 
-# --- shared by the four ---
+# --- shared by them ---
 
 
 def _flags_of_runs(parser: FlagParser, *names: str, required: bool = False) -> None:
@@ -195,6 +227,10 @@ def _compression(flags: Any, *names: str) -> CompressionArguments:
 
 
 def _folder(path: str) -> Path:
+    if is_hub_address(path):
+        from hf_compress.cache.hub import local_folder
+
+        return local_folder(path)
     folder = Path(path)
     if not folder.is_dir():
         raise CacheError(f"There is no folder {path}. Name the folder of a teacher on disk, one with a manifest.json.")

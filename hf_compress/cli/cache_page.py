@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hf_compress.arguments import FIELDS
 from hf_compress.cache.draft import FILE_NAME as DRAFT_FILE
 from hf_compress.cache.fields import field_of, stored_signals
 from hf_compress.cache.files import read_file
+from hf_compress.cache.hub_card import recipe_flags
 from hf_compress.cache.lock import FILE_NAME as LOCK_FILE
 from hf_compress.cache.manifest import MANIFEST_FILE, Manifest
 from hf_compress.cache.price import readable
@@ -33,11 +33,11 @@ def facts_of(folder: Path) -> dict[str, Any]:
         CacheError: if there is no cache, or its manifest is damaged.
     """
     unfinished_here = (folder / DRAFT_FILE).exists() and not (folder / MANIFEST_FILE).exists()
-    return _unfinished(folder) if unfinished_here else _finished(folder, Manifest.load(folder))
+    return _unfinished(folder) if unfinished_here else facts_of_finished(folder, Manifest.load(folder))
 
 
-def _finished(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """What there is to say of a cache."""
+def facts_of_finished(folder: Path | str, manifest: Manifest) -> dict[str, Any]:
+    """What there is to say of a finished cache, from its manifest: in a folder, or on the Hugging Face hub."""
     stored = StoredHow.of(manifest)
     spec = stored_signals([column.name for column in manifest.columns])
     return {
@@ -156,7 +156,7 @@ def page_of(facts: dict[str, Any]) -> str:
         ("signals", "; ".join(_signals(facts))),
         *(_of_finished(facts) if finished else _of_unfinished(facts)),
     ]
-    rows.append(("recipe", _recipe_flags(facts["distillation"])))
+    rows.append(("recipe", recipe_flags(facts["distillation"]) or "the default, or losses given in Python"))
     rows.append(("train" if finished else "go on", facts["next"]))
     title = f"{facts['folder']}: a teacher on disk" + ("" if finished else ", not finished")
     return "\n".join([title, "", *(f"{name:<11}{text}" for name, text in rows)])
@@ -200,21 +200,6 @@ def _signals(facts: dict[str, Any]) -> list[str]:
 def _by_layer(name: str) -> tuple[str, int]:
     stack, _, layer = name.rpartition(".")
     return stack, int(layer)
-
-
-def _recipe_flags(distillation: dict[str, Any]) -> str:
-    """The flags that a later run need not repeat."""
-    words = []
-    for name, value in distillation.items():
-        if name not in FIELDS:
-            continue
-        if isinstance(value, dict):
-            between = ":" if name == "distill_layer_map" else "="
-            value = ",".join(f"{key}{between}{number}" for key, number in value.items())
-        elif isinstance(value, list):
-            value = ",".join(":".join(map(str, pair)) for pair in value)
-        words.append(f"--{name} {value}")
-    return " ".join(words) or "the default, or losses given in Python"
 
 
 def _plural(count: int, word: str) -> str:

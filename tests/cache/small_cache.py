@@ -130,7 +130,7 @@ def read_all(cache: SmallCache) -> None:
     manifest = Manifest.load(cache.folder)
     assert manifest == cache.manifest
     read_tensors(cache.folder / SHARED_FILE, manifest.shared or "")
-    index = Index.open(cache.folder / INDEX_FILE, manifest.examples)
+    index = Index.open(cache.folder / manifest.index_file, manifest.examples)
     shards = [Shard.open(cache.folder / info.name, info, manifest.columns) for info in manifest.shards]
     places = index.find(cache.keys)
     if (places < 0).any():

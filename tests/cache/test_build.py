@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,25 +15,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_compress.cache import build as building
 from hf_compress.cache import plan as plans
-from hf_compress.cache.build import CacheBuilder, Processes
+from hf_compress.cache.build import Processes
 from hf_compress.cache.codec import CodecName
 from hf_compress.cache.lock import builder_lock
 from hf_compress.cache.manifest import Manifest
 from hf_compress.cache.reader import TeacherCache
 from hf_compress.cache.selection import Selection
 from hf_compress.cache.shard import shard_name
+from hf_compress.cache.spaces import needs_sample
 from hf_compress.cache.verify import verify
 from hf_compress.errors import CacheError, DataError, TeacherError
 from hf_compress.signals import Signals, SignalSpec
-from hf_compress.teacher import LiveTeacher
-from tests.cache.tiny_caches import builder, built, canonical, padded, pairs, scores, states
+from tests.cache.tiny_caches import Counting, Stopped, Stopping, builder, built, canonical, padded, pairs, scores, states
 from tests.tiny_models import tiny_model
 
 EVERYTHING = SignalSpec(logits=True) | states(0, 2) | scores(2)
 DATA = pairs(40)
-ONE_AT_A_TIME = threading.Lock()  # attention is listened to by name, for a whole process
 
 
 @pytest.fixture(autouse=True)
@@ -38,24 +39,14 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "SHARD_EXAMPLES", 6)
 
 
+@pytest.fixture(autouse=True)
+def quiet_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Where nobody reads how long it takes, no teacher is asked to find out."""
+    caplog.set_level(logging.WARNING, "hf_compress")
+
+
 def teacher(**config: Any) -> nn.Module:
     return tiny_model("bert", num_layers=2, seed=1, **config)
-
-
-class Counting:
-    """A live teacher that counts the examples it is asked for, apart from those that only set the pace or are a sample."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.live = LiveTeacher(model)
-        self.asked = 0
-
-    def signals(self, inputs: Mapping[str, Tensor], spec: SignalSpec) -> Signals:
-        self.asked += len(inputs["input_ids"])
-        with ONE_AT_A_TIME:
-            return self.live.signals(inputs, spec)
-
-    def close(self) -> None:
-        self.live.close()
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -81,10 +72,8 @@ def test_what_a_finished_folder_holds(tmp_path: Path) -> None:
     assert cache.missing(canonical(pairs(5, seed=9)).keys()) == 5
 
 
-def test_names_and_scores_are_in_the_manifest_but_do_not_stop_a_build_from_going_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stop_after(2, tmp_path, monkeypatch)
+def test_names_and_scores_are_in_the_manifest_but_do_not_stop_a_build_from_going_on(tmp_path: Path) -> None:
+    stop_after(2, tmp_path)
     moved = builder(tmp_path, teacher(), DATA, EVERYTHING)
     known = moved.contents
     moved.contents = type(known)(
@@ -97,50 +86,37 @@ def test_names_and_scores_are_in_the_manifest_but_do_not_stop_a_build_from_going
 # --- stopping and going on ---
 
 
-class Stopped(BaseException):
-    """As ctrl-c is no Exception."""
-
-
-def stop_after(shards: int, folder: Path, monkeypatch: pytest.MonkeyPatch, *more: Any, **options: Any) -> None:
-    write, count = building.write_shard, []
-
-    def writing(*args: Any) -> Any:
-        if len(count) == shards:
-            raise Stopped
-        count.append(1)
-        return write(*args)
-
-    with monkeypatch.context() as patched, pytest.raises(Stopped):
-        patched.setattr(building, "write_shard", writing)
-        builder(folder, teacher(), DATA, *(more or (EVERYTHING,)), **options).build()
+def stop_after(shards: int, folder: Path, spec: SignalSpec = EVERYTHING, selection: Selection | None = None) -> None:
+    """A build that is stopped on its way to the next shard."""
+    model = teacher()
+    source = Stopping(model, folder, shards, basis=selection is not None and needs_sample(selection))
+    with pytest.raises(Stopped):
+        builder(folder, model, DATA, spec, selection, source=source).build()
+    source.close()
+    assert len(list(folder.glob("shard-*.safetensors"))) == shards
 
 
 @pytest.mark.parametrize("shards", [0, 1, 3])
 @pytest.mark.parametrize("words", ["all", "3t_0.5h"])
-def test_a_build_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int, words: str) -> None:
+def test_a_build_goes_on_where_it_stopped(tmp_path: Path, shards: int, words: str) -> None:
     selection = Selection.parse(words)
     whole = builder(tmp_path / "whole", teacher(), DATA, states(2), selection)
     whole.build()
-    stop_after(shards, tmp_path / "parts", monkeypatch, states(2), selection)
+    stop_after(shards, tmp_path / "parts", states(2), selection)
     with pytest.raises(CacheError, match="building was stopped"):
         TeacherCache(tmp_path / "parts")
     source = Counting(teacher())
     rest = builder(tmp_path / "parts", teacher(), DATA, states(2), selection, source=source)
-    monkeypatch.setattr(CacheBuilder, "_say_how_long", lambda *args: None)  # it asks, too
     plan = rest._plan()
     rest.build()
-    assert source.asked == sum(plan.span(number).stop - plan.span(number).start for number in range(shards, len(plan.shards))) + (
-        40 if words != "all" and not (tmp_path / "parts" / "shared.safetensors").exists() else 0
-    )
+    assert source.asked == sum(plan.span(number).stop - plan.span(number).start for number in range(shards, len(plan.shards)))
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.99])
-def test_a_damaged_shard_of_a_stopped_build_is_built_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, share: float
-) -> None:
+def test_a_damaged_shard_of_a_stopped_build_is_built_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture, share: float) -> None:
     builder(tmp_path / "whole", teacher(), DATA, EVERYTHING).build()
-    stop_after(4, tmp_path / "parts", monkeypatch)
+    stop_after(4, tmp_path / "parts")
     bad = tmp_path / "parts" / shard_name(1)
     content = bytearray(bad.read_bytes())
     content[int(share * len(content))] ^= 1
@@ -154,15 +130,22 @@ def test_a_damaged_shard_of_a_stopped_build_is_built_anew(
     assert "built anew" in caplog.text
 
 
-def test_a_bar_is_shown_while_building_and_going_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    stop_after(2, tmp_path, monkeypatch)
-    again = builder(tmp_path, teacher(), DATA, EVERYTHING)
-    again._shows = True
-    again.build()
+def test_a_bar_is_shown_while_building_and_going_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stop_after(2, tmp_path)
+    builder(tmp_path, teacher(), DATA, EVERYTHING, progress=True).build()
     shown = capsys.readouterr().err
     assert "reading the examples: 100%" in shown and "asking the teacher: 100%" in shown and "40/40" in shown and "written" in shown
+
+
+def test_the_pace_is_told_where_it_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    asked = []
+    for level, name in ((logging.WARNING, "quiet"), (logging.INFO, "told")):
+        caplog.set_level(level, "hf_compress")
+        source = Counting(teacher())
+        builder(tmp_path / name, teacher(), DATA, EVERYTHING, source=source).build()
+        asked.append(source.asked)
+    assert "building takes about 0:00:" in caplog.text and "epochs of a live teacher" in caplog.text
+    assert asked[0] == 40 < asked[1]  # a batch of middling length, twice
 
 
 # --- several processes ---
@@ -170,9 +153,8 @@ def test_a_bar_is_shown_while_building_and_going_on(
 
 @pytest.mark.parametrize("words", ["all", "3t_0.5h"])
 @pytest.mark.parametrize("count", [2, 3])
-def test_several_processes_write_what_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, words: str) -> None:
+def test_several_processes_write_what_one_writes(tmp_path: Path, count: int, words: str) -> None:
     """The processes are threads here; two real ones train in tests/test_cached_training.py."""
-    monkeypatch.setattr(CacheBuilder, "_say_how_long", lambda *args: None)  # it asks, too
     selection = Selection.parse(words)
     builder(tmp_path / "one", teacher(), DATA, states(2), selection).build()
     barrier, shared, failures = threading.Barrier(count), [], []
@@ -236,7 +218,7 @@ def test_the_price_is_what_is_paid(
 
 def test_too_little_disk_is_said_before_the_first_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Counting(teacher())
-    monkeypatch.setattr(building, "free_bytes", lambda folder: 3000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=3000))
     with pytest.raises(CacheError, match=r"only 3\.0 kB are free"):
         builder(tmp_path, teacher(), DATA, EVERYTHING, source=source).build()
     assert source.asked == 0 and not list(tmp_path.glob("*.safetensors"))
@@ -251,8 +233,8 @@ def test_another_builder_in_the_folder(tmp_path: Path) -> None:
     builder(tmp_path, teacher(), DATA, EVERYTHING).build()
 
 
-def test_other_batches_round_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop_after(1, tmp_path, monkeypatch)
+def test_other_batches_round_otherwise(tmp_path: Path) -> None:
+    stop_after(1, tmp_path)
     with pytest.raises(CacheError, match=r"tokens_a_forward.*40.*80|tokens_a_forward.*80.*40"):
         builder(tmp_path, teacher(), DATA, EVERYTHING, batch_tokens=80).build()
 

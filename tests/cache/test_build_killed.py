@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 LEAST = 20
 
 SCRIPT = """
-import json, mmap, os, signal, sys, traceback
+import json, logging, mmap, os, signal, sys, traceback
 from pathlib import Path
 
 import torch
@@ -27,18 +27,17 @@ import torch
 torch.set_num_threads(1)
 
 from hf_compress.cache import plan as plans
-from hf_compress.cache.build import CacheBuilder
 from hf_compress.cache.manifest import Manifest
 from hf_compress.cache.selection import Selection
 from hf_compress.signals import SignalSpec
-from tests.cache.test_build import Counting, teacher
-from tests.cache.tiny_caches import builder, pairs, states
+from tests.cache.test_build import teacher
+from tests.cache.tiny_caches import Counting, builder, pairs, states
 
 FOLDER = Path(sys.argv[1])
 DATA = pairs(40)
 SHARED = mmap.mmap(-1, 8)  # how many examples the teacher was asked for, seen by parent and child
 plans.SHARD_EXAMPLES = 6
-CacheBuilder._say_how_long = lambda *args: None  # it asks the teacher, too
+logging.getLogger("hf_compress").setLevel(logging.WARNING)  # the pace is found out by asking the teacher, too
 
 
 class Telling(Counting):

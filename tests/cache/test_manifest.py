@@ -57,6 +57,9 @@ FIELDS: list[tuple[str, object, str]] = [
     ("distillation", None, "distillation is None"),
     ("shared", "abc", "shared is 'abc'; expected 32 hex digits, or null"),
     ("index", "Z" * 32, "index is 'ZZ"),
+    ("appended", 0, "is damaged, or was edited"),
+    ("appended", True, "appended is True"),
+    ("appended", 2, "appended is 2; expected fewer than the 2 shards"),
     ("examples", -1, "examples is -1; expected a whole number from 1"),
     ("examples", 0, "examples is 0"),
     ("examples", 8.0, "examples is 8.0"),
@@ -122,7 +125,7 @@ def test_each_field_must_be_there(cache: SmallCache) -> None:
                 Manifest.load(cache.folder)
             here[name] = value
             count += 1
-    assert count == len(asdict(cache.manifest)) + 8 + 4 + 6
+    assert count == len(asdict(cache.manifest)) - 1 + 8 + 4 + 6  # `appended` stands there only where something was
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[]", b"\xff", b"1" * 5000, b"[" * 100_000, b'{"format_version": 1, "format_version": 1}'])

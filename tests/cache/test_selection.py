@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from hf_compress.cache.select import keeps_whole_states
 from hf_compress.cache.selection import Depth, Selection, ranking_layer
 from hf_compress.errors import ArgumentError, CacheError
 
@@ -340,9 +341,9 @@ def test_describe_names_the_schemes() -> None:
 
 
 def test_properties() -> None:
-    assert Selection.parse("1l").keeps_everything
-    assert not Selection.parse("10t").keeps_everything
-    assert not Selection.parse("0.1h").keeps_everything
+    assert keeps_whole_states(Selection.parse("1l"))
+    assert not keeps_whole_states(Selection.parse("10t"))
+    assert not keeps_whole_states(Selection.parse("0.1h"))
     assert [Selection.parse("1t", length=scheme).needs_importance for scheme in ("left_first", "attention", "attention_no_sep")] == [
         False,
         True,

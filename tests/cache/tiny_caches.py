@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,11 +16,12 @@ from hf_compress.cache.build import CacheBuilder, CacheContents
 from hf_compress.cache.codec import CodecName
 from hf_compress.cache.examples import Examples
 from hf_compress.cache.key import Canonical, canonical_examples
+from hf_compress.cache.manifest import SHARED_FILE
 from hf_compress.cache.reader import TeacherCache
 from hf_compress.cache.selection import Selection
 from hf_compress.cache.teacher_rows import TeacherRun
 from hf_compress.layers.stack import find_stacks
-from hf_compress.signals import AttentionScores, HiddenState, SignalSource, SignalSpec
+from hf_compress.signals import AttentionScores, HiddenState, Signals, SignalSource, SignalSpec
 from hf_compress.task import ModelShape
 from hf_compress.teacher import LiveTeacher
 from hf_compress.teacher_identity import identity_of, logits_shapes
@@ -27,6 +29,7 @@ from hf_compress.teacher_identity import identity_of, logits_shapes
 Example = dict[str, list[int]]
 Collator = Callable[[list[Any]], dict[str, Tensor]]
 
+ONE_AT_A_TIME = threading.Lock()  # attention is listened to by name, for a whole process
 SPECIAL = (1, 2)
 COLUMNS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 LENGTHS = (12, 4, 9, 5, 7, 12, 5, 20, 6, 8)
@@ -88,6 +91,7 @@ def builder(
     collator: Collator | None = None,
     source: SignalSource | None = None,
     distillation: Mapping[str, Any] | None = None,
+    progress: bool = False,
 ) -> CacheBuilder:
     """A builder with a live teacher, or with `source` in its place."""
     live = source or LiveTeacher(model)
@@ -111,7 +115,42 @@ def builder(
         version="test",
     )
     examples = Examples(data, collator or padded(), COLUMNS, SPECIAL, 0)
-    return CacheBuilder(folder, examples, run, contents, progress=False, batch_tokens=batch_tokens)
+    return CacheBuilder(folder, examples, run, contents, progress=progress, batch_tokens=batch_tokens)
+
+
+class Counting:
+    """A live teacher that counts the examples it is asked for."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.live = LiveTeacher(model)
+        self.asked = 0
+
+    def signals(self, inputs: Mapping[str, Tensor], spec: SignalSpec) -> Signals:
+        self.asked += len(inputs["input_ids"])
+        with ONE_AT_A_TIME:
+            return self.live.signals(inputs, spec)
+
+    def close(self) -> None:
+        self.live.close()
+
+
+class Stopped(BaseException):
+    """As ctrl-c is no Exception."""
+
+
+class Stopping(Counting):
+    """A live teacher whose run is stopped when it is asked for what follows so many shards."""
+
+    def __init__(self, model: nn.Module, folder: Path, shards: int, *, basis: bool = False) -> None:
+        """`basis`: not before the shared dimensions are learnt."""
+        super().__init__(model)
+        self.folder, self.shards, self.basis = folder, shards, basis
+
+    def signals(self, inputs: Mapping[str, Tensor], spec: SignalSpec) -> Signals:
+        learnt = not self.basis or (self.folder / SHARED_FILE).exists()
+        if learnt and len(list(self.folder.glob("shard-*.safetensors"))) == self.shards:
+            raise Stopped
+        return super().signals(inputs, spec)
 
 
 def built(folder: Path, model: nn.Module, data: Sequence[Any], spec: SignalSpec, *more: Any, **options: Any) -> TeacherCache:

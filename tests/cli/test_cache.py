@@ -16,7 +16,7 @@ from hf_compress.cache.manifest import MANIFEST_FILE, Manifest
 from hf_compress.cache.selection import Selection
 from hf_compress.cli.app import main
 from hf_compress.signals import SignalSpec
-from tests.cache.tiny_caches import builder, pairs, scores, states
+from tests.cache.tiny_caches import Stopped, Stopping, builder, pairs, scores, states
 from tests.tiny_models import tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -129,16 +129,11 @@ def test_info_of_logits_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_info_of_a_build_that_was_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_compress.cache.plan.SHARD_EXAMPLES", 3)
-    building = builder(tmp_path, tiny_model("bert", num_layers=4), pairs(10), states(2), batch_tokens=20)
-    write = building._write
-    monkeypatch.setattr(building, "_write", lambda path, plan, shard, *more: stop() if shard == 2 else write(path, plan, shard, *more))
-
-    def stop() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        building.build()
-    building.run.source.close()
+    model = tiny_model("bert", num_layers=4)
+    source = Stopping(model, tmp_path, 2)
+    with pytest.raises(Stopped):
+        builder(tmp_path, model, pairs(10), states(2), batch_tokens=20, source=source).build()
+    source.close()
     whole = sorted(tmp_path.glob("shard-*"))
     assert len(whole) == 2
     assert main(["cache", "info", str(tmp_path)]) == 0
