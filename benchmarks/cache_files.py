@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from measuring import Bar, median
 
-from hf_compress.cache.codec import CodecName
+from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.encode import Encoder
 from hf_compress.cache.index import Index, write_index
 from hf_compress.cache.key import Canonical

@@ -4,7 +4,8 @@
 #   GLUE=/path/to/glue MODEL=/path/to/all-MiniLM-L6-v2 OUT=/path/for/models benchmarks/glue.sh [row ...]
 #
 # GLUE is a folder in which `load_dataset("nyu-mll/glue", TASK)` and `evaluate.load("glue", TASK)` resolve; anywhere with a hub will do.
-# Without rows all are run, in order (hours on two cores); a row that has its eval_results.json is skipped. Rows: teacher drop distil recipes.
+# Without rows all are run, in order (hours on two cores); a row that has its eval_results.json is skipped. Rows: teacher drop distil recipes
+# mud.
 # bf16 is autocast: on CPUs with AVX512-BF16 it trains 2.6 times as fast; leave it out (PRECISION="") for float32.
 set -euo pipefail
 : "${GLUE:?}" "${MODEL:?}" "${OUT:?}"
@@ -64,5 +65,16 @@ recipes() { # beside distil's rows of four layers, which have the default recipe
     done
 }
 
+mud() { # how much of the teacher's hidden states is enough; a study goes on where it was stopped
+    for task in $TASKS; do
+        [ -d "$OUT/student3-$task" ] || hf-compress student "$OUT/teacher-$task" -o "$OUT/student3-$task" --layers_to_keep 2,4,6
+        # shellcheck disable=SC2086
+        hf-compress study glue --output_dir "$OUT/study-$task" --study_parts ends --arms 1l_10t_0.1h,2l_50t_0.5h --seeds "${SEEDS// /,}" \
+            --teacher_model_name_or_path "$OUT/teacher-$task" --model_name_or_path "$OUT/student3-$task" --task_name "$task" \
+            --do_train --do_eval --distill_phases intermediate=4,prediction=2 --per_device_train_batch_size 32 --learning_rate 1e-4 \
+            --pad_to_max_length False --report_to none --use_cpu True $PRECISION
+    done
+}
+
 for row in "${@:-teacher}"; do "$row"; done
-[ $# -gt 0 ] || { drop; distil; recipes; }
+[ $# -gt 0 ] || { drop; distil; recipes; mud; }

@@ -34,7 +34,7 @@ from hf_compress.losses.labels import LabelsLoss
 from hf_compress.losses.logits import LogitsLoss
 from hf_compress.losses.loss import Loss
 from hf_compress.report.contenders import Transformer
-from hf_compress.report.demo import KEPT, NARROW, Corpus, new_student, new_teacher
+from hf_compress.report.demo import STUDENTS, Corpus, new_student, new_teacher
 from hf_compress.report.measure import accuracy
 from hf_compress.report.settings import DemoSettings
 from hf_compress.report.tokenizer import to_dataset
@@ -63,10 +63,7 @@ def arms() -> list[Arm]:
         found.append(Arm(f"depth, {small}", scheme, {"hidden_states_selection": small, **layers}))
     for tokens in ("3t", "10t"):
         for scheme in ("left_first", "attention", "attention_no_sep"):
-            for rank_by in ("probabilities", "scores") if scheme != "left_first" else ("probabilities",):
-                name = scheme + (", by scores" if rank_by == "scores" else "")
-                flags = {"hidden_states_selection": tokens, "hsk_length": scheme, "hsk_rank_by": rank_by}
-                found.append(Arm(f"length, {tokens}", name, flags))
+            found.append(Arm(f"length, {tokens}", scheme, {"hidden_states_selection": tokens, "hsk_length": scheme}))
     for share in ("0.1h", "0.25h"):
         for scheme in ("pca", "magnitude", "random", "uniform"):
             for mask in ("ignore", "zero_target"):
@@ -134,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure all arms, arm by arm, and write what was found after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--students", nargs="+", choices=STUDENTS, default=list(STUDENTS))
     parser.add_argument("--parts", nargs="+", help="only arms whose part begins with one of these")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
@@ -163,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             cache = folder_of(arm, whole)
             scores = {
                 student: [100 * measure(arm, student, seed, corpus, settings, teacher, cache, root / "student") for seed in options.seeds]
-                for student in (NARROW, KEPT)
+                for student in options.students
             }
             rows.append({"part": arm.part, "name": arm.name, "scores": scores})
             print(line_of(rows[-1]), flush=True)

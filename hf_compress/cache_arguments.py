@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
 
 from hf_compress.argument_values import layer_numbers, number_of_bytes, one_of
+from hf_compress.cache.codec_name import CODEC_NAMES, CodecName
 from hf_compress.cache.hub_address import HubAddress, is_hub_address
 from hf_compress.cache.selection import DepthScheme, LengthScheme, MaskReading, RankBy, Selection, WidthScheme
 from hf_compress.errors import ArgumentError
 
-CodecName = Literal["float32", "float16", "bfloat16", "int8"]
 Miss = Literal["error", "live"]
 
 # Another spelling of a flag's name.
 ALIASES = {"hsk": "hidden_states_selection"}
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "teacher_cache_dtype": get_args(CodecName),
+    "teacher_cache_dtype": CODEC_NAMES,
     "teacher_cache_miss": get_args(Miss),
     "hsk_layers": get_args(DepthScheme),
     "hsk_length": get_args(LengthScheme),
@@ -42,7 +42,7 @@ class TeacherCacheArguments:
         ),
     )
     teacher_cache_dtype: str | None = field(
-        default=None, metadata=_flag(f"Number format on disk: {', '.join(get_args(CodecName))}; by default float16.")
+        default=None, metadata=_flag(f"Number format on disk: {', '.join(CODEC_NAMES)}; by default float16.")
     )
     teacher_cache_layers: str | None = field(
         default=None,

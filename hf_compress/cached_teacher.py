@@ -107,12 +107,14 @@ class CachedTeacher:
         if self.missing is not None:
             self.missing.close()
         self.cache.close()
+        if self._reading is not None:
+            self._reading.cache.close()
 
     def reading(self, collator: Callable[[list[Any]], Mapping[str, Any]], spec: SignalSpec) -> ReadingCollator:
         """A collator that adds the teacher's side to what another one makes."""
         may_lack = self.missing is not None
-        cache = self.cache.reader() if may_lack else self.cache  # both threads read at a time only where batches are completed
-        self._reading = ReadingCollator(collator, cache, self.columns, self.pad_token_id, spec, may_lack=may_lack)
+        # A reader of its own: its thread reads ahead while this one completes a batch, or reads one that another collator made.
+        self._reading = ReadingCollator(collator, self.cache.reader(), self.columns, self.pad_token_id, spec, may_lack=may_lack)
         return self._reading
 
     def _read(self, batch: Canonical, spec: SignalSpec) -> Signals:

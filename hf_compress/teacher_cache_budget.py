@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +15,7 @@ from tqdm.auto import tqdm
 from hf_compress.arguments import CompressionArguments
 from hf_compress.cache.budget import CODECS, Asked, Choices, Possible, choose, depths_of, possible_tokens, possible_widths
 from hf_compress.cache.build import BATCH_TOKENS, CPU_BATCH_TOKENS
-from hf_compress.cache.codec import CodecName
+from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.distortion import Distortion
 from hf_compress.cache.draft import begun
 from hf_compress.cache.estimate import TeacherSizes
@@ -26,10 +24,10 @@ from hf_compress.cache.file_sizes import FileSizes, Records
 from hf_compress.cache.key import Integers, Keys
 from hf_compress.cache.plan import Plan, make_plan
 from hf_compress.cache.sampling import sample_of_teacher
-from hf_compress.cache.selection import Depth, Selection
-from hf_compress.cache.spaces import SAMPLE_EXAMPLES, sample_size
+from hf_compress.cache.selection import Selection
+from hf_compress.cache.spaces import SAMPLE_EXAMPLES, sampled_tokens
 from hf_compress.cache.teacher_rows import TeacherRun
-from hf_compress.errors import ArgumentError, CompressionError, DataError, LossError
+from hf_compress.errors import ArgumentError, CompressionError, LossError
 from hf_compress.signals import SignalSpec
 
 logger = logging.getLogger(__name__)
@@ -93,11 +91,12 @@ def kept_within_budget(
 def _kept(flags: CompressionArguments, asked: Asked, run: TeacherRun, examples: Examples, teacher: TeacherSizes, progress: bool) -> Kept:
     budget = flags.cache_budget
     assert budget is not None and flags.teacher_cache_dir is not None
-    if (earlier := begun(Path(flags.teacher_cache_dir))) is not None and earlier.distillation.get("budget", {}).get("bytes") == budget:
+    codecs = (flags.codec,) if flags.teacher_cache_dtype is not None else CODECS
+    earlier = begun(Path(flags.teacher_cache_dir))
+    if earlier is not None and earlier.distillation.get("budget", {}).get("bytes") == budget and earlier.codec in codecs:
         selection = earlier.selection
         logger.info("--teacher_cache_budget: going on with what was chosen when the build began, --hsk %s", selection.describe())
         return Kept(selection, earlier.codec, asked(selection), earlier.distillation["budget"])
-    codecs = (flags.codec,) if flags.teacher_cache_dtype is not None else CODECS
     choices = _chosen(budget, codecs, asked, run, examples, teacher, progress)
     for line in choices.lines():
         logger.info("%s", line)
@@ -122,6 +121,7 @@ def _chosen(
         )
     run = replace(run, spec=SignalSpec(hidden_states=everything.hidden_states), selection=Selection.everything())
     plan, choosable = _counted(run, examples, progress)
+    drawn = plan.by_key[:SAMPLE_EXAMPLES]
     in_parts = _in_parts(asked)
     hidden = max(teacher.stacks[key.stack][0] for key in everything.hidden_states)
     possible = Possible(
@@ -130,14 +130,13 @@ def _chosen(
         length="attention_no_sep" if run.ranks else "left_first",
         widths=possible_widths(hidden) if in_parts else (),
         codecs=codecs,
-        learnt_on=_learnt_on(plan, choosable),
+        learnt_on=sampled_tokens(plan.lengths[drawn], choosable[drawn]),
     )
     sizes = FileSizes(Records(plan.lengths, choosable, plan.batches, planned=True), teacher)
 
     def measure() -> Distortion:
-        counts = [possible.selection(Depth(), None, width).num_dimensions(hidden) for width in possible.widths]
         logger.info("measuring what is lost of the hidden states, on some of the examples")
-        return Distortion(sample_of_teacher(run, examples, plan), counts, codecs)
+        return Distortion(sample_of_teacher(run, examples, plan), possible.dimensions(hidden), codecs)
 
     return choose(budget, possible, sizes, measure)
 
@@ -164,21 +163,6 @@ def _counted(run: TeacherRun, examples: Examples, progress: bool) -> tuple[Plan,
             left_out = run.only_special(real, special) if run.ranks else torch.zeros_like(real)
             choosable.append((real & ~left_out).sum(1).numpy().astype(np.int64))
             bar.update(len(batch))
-    if not keys:
-        raise DataError("The training data set is empty. Look at the file, and at --max_train_samples.")
     tokens = BATCH_TOKENS.get(run.device.type, CPU_BATCH_TOKENS)
     plan = make_plan(np.concatenate(keys), np.concatenate(lengths), batch_tokens=tokens, example_bytes=lambda length: 0.0)
     return plan, np.concatenate(choosable)[plan.order]
-
-
-def _learnt_on(plan: Plan, choosable: Integers) -> Callable[[int | None], int]:
-    """How many tokens a build's sample for a pca basis has."""
-    by_key = np.lexsort((plan.keys[:, 1], plan.keys[:, 0]))[:SAMPLE_EXAMPLES]
-
-    @cache
-    def learnt_on(tokens: int | None) -> int:
-        selection = Selection() if tokens is None else Selection(tokens=tokens, length="left_first")
-        drawn = by_key[: sample_size(plan.lengths[by_key].tolist(), selection)]
-        return int((plan.lengths if tokens is None else np.minimum(choosable, tokens))[drawn].sum())
-
-    return learnt_on

@@ -20,7 +20,7 @@ from transformers import DataCollatorForLanguageModeling
 import hf_compress.teacher_on_miss
 import hf_compress.teacher_side
 from hf_compress.arguments import CompressionArguments
-from hf_compress.cache import missing as asking
+from hf_compress.cache import plan as plans
 from hf_compress.cache.reader import TeacherCache
 from hf_compress.cache.verify import verify
 from hf_compress.errors import ArgumentError, CacheError
@@ -168,7 +168,7 @@ def test_a_run_that_is_resumed_in_the_middle(tmp_path: Path, half: Path, whole: 
 
 
 def test_written_as_soon_as_there_is_enough_for_a_shard(tmp_path: Path, half: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "SHARD_EXAMPLES", 3)
+    monkeypatch.setattr(plans, "SHARD_EXAMPLES", 3)
     expected = train(with_cache(tmp_path / "whole", whole), None, live=False)
     guide = Asked()
     same_run(train(with_cache(tmp_path / "half", half), guide.model), expected)

@@ -60,7 +60,11 @@ def test_a_collator_reads_ahead_in_a_thread_and_travels_to_workers(tmp_path: Pat
     with torch.no_grad():
         live = teacher()(**bare).logits
     assert torch.allclose(found.logits["logits"], live.flip(-1), atol=1e-5)
+    # Two threads share no open shards: each opens and lets go its own.
+    assert collator.cache._shards.keys() == source.cache._shards.keys() == {0}
+    assert collator.cache._shards[0] is not source.cache._shards[0]
     source.close()
+    assert not collator.cache._shards and not source.cache._shards
     assert torch.equal(source.signals(bare, spec).logits["logits"], found.logits["logits"])
 
 

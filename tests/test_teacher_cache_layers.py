@@ -13,8 +13,8 @@ from hf_compress.cache.selection import Depth, Selection
 from hf_compress.errors import ArgumentError, CacheError
 from hf_compress.signals import HiddenState
 from hf_compress.trainer import DistillTrainer
-from tests.test_cached_training import data, tokenizer
-from tests.test_distill_trainer import arguments, student, teacher
+from tests.cached_runs import data, tokenizer
+from tests.tiny_runs import arguments, student, teacher
 
 
 def train(folder: Path, *, built: bool, **flags: str) -> None:

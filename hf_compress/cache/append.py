@@ -16,7 +16,7 @@ import numpy as np
 
 from hf_compress.cache.encode import Rows
 from hf_compress.cache.files import remove_leftovers
-from hf_compress.cache.index import Index, Keys, longer_index_name, write_longer_index
+from hf_compress.cache.index import Index, Keys, index_bytes, longer_index_name, write_longer_index
 from hf_compress.cache.lock import builder_lock, remove_lock
 from hf_compress.cache.manifest import INDEX_FILE, Manifest
 from hf_compress.cache.price import OFFSET_BYTES, RECORD_BYTES, SHARD_OVERHEAD, free_bytes, readable
@@ -27,7 +27,6 @@ from hf_compress.errors import CacheError
 # An example's key, high word first.
 Key = tuple[int, int]
 
-INDEX_BYTES = 24  # an example: key and place
 WAIT = 120.0  # seconds for somebody else who appends; that takes seconds
 
 
@@ -45,7 +44,7 @@ class NewRecord:
 
     @property
     def bytes(self) -> int:
-        """What it takes on disk."""
+        """What it takes on disk, or a few bytes more."""
         return RECORD_BYTES + OFFSET_BYTES * len(self.columns) + sum(values.nbytes for values in self.columns.values())
 
 
@@ -132,6 +131,6 @@ def _remove_strays(folder: Path, manifest: Manifest) -> None:
 
 
 def _refuse_too_little_disk(folder: Path, manifest: Manifest, new: Mapping[Key, NewRecord]) -> None:
-    needed = sum(record.bytes for record in new.values()) + INDEX_BYTES * (manifest.examples + len(new)) + SHARD_OVERHEAD
+    needed = sum(record.bytes for record in new.values()) + index_bytes(manifest.examples + len(new)) + SHARD_OVERHEAD
     if needed > (free := free_bytes(folder)):
         raise CacheError(f"{len(new)} examples more would take {readable(needed)}, but only {readable(free)} are free in {folder}.")

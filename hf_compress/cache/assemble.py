@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from hf_compress.cache.codec import CodecName, decode
+from hf_compress.cache.codec import decode
+from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.fields import field_of
 from hf_compress.cache.key import Canonical
 from hf_compress.cache.select import keeps_whole_states, nobody, reduce_width

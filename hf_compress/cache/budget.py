@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, product
 
-from hf_compress.cache.codec import CodecName
+from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.distortion import Distortion
 from hf_compress.cache.file_sizes import FileSizes
 from hf_compress.cache.price import readable
@@ -55,6 +55,10 @@ class Possible:
     codecs: tuple[CodecName, ...] = CODECS
     other: Selection = _EVERYTHING
     learnt_on: Callable[[int | None], int] = lambda tokens: 2**31
+
+    def dimensions(self, hidden_size: int) -> list[int]:
+        """How many dimensions each of `widths` is."""
+        return [self.selection(Depth(), None, width).num_dimensions(hidden_size) for width in self.widths]
 
     def selection(self, depth: Depth, tokens: int | None, width: float) -> Selection:
         """One of them."""

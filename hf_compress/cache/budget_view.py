@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from hf_compress.cache.budget import CODECS, Choices, Possible, choose, depths_of, possible_tokens, possible_widths
-from hf_compress.cache.build import CPU_BATCH_TOKENS
-from hf_compress.cache.codec import CodecName
-from hf_compress.cache.copy_view import FEW_RECORDS, View, signals_of_view
+from hf_compress.cache.codec_name import CodecName
+from hf_compress.cache.copy_view import View, records_at_once, signals_of_view
 from hf_compress.cache.distortion import Distortion
 from hf_compress.cache.estimate import TeacherSizes
-from hf_compress.cache.fields import field_of, scores_group, selected_group, tokens_group
+from hf_compress.cache.fields import scores_group, selected_group, tokens_group
 from hf_compress.cache.file_sizes import FileSizes, Records
 from hf_compress.cache.index import split_places
 from hf_compress.cache.key import Integers
 from hf_compress.cache.reader import TeacherCache
 from hf_compress.cache.sampling import sample_of_cache
 from hf_compress.cache.selection import Selection
-from hf_compress.cache.shard import ONE_ROW, ROWS
-from hf_compress.cache.spaces import SAMPLE_EXAMPLES, sample_size
+from hf_compress.cache.shard import ROWS
+from hf_compress.cache.spaces import sampled_tokens
 from hf_compress.cache.tensor_file import TensorFile
 from hf_compress.errors import CacheError
 from hf_compress.signals import SignalSpec
@@ -58,7 +56,8 @@ def choose_view(folder: Path, budget: int, codec: CodecName | None, *, attention
     def asked(selection: Selection) -> SignalSpec:
         return signals_of_view(folder, View(selection, "", attention_scores=attention_scores))
 
-    teacher, (records, starts) = _sizes(larger), _records(larger)
+    teacher = TeacherSizes.of(larger.manifest, stored)
+    records, starts = _records(larger, teacher.ranks)
     hidden = max(teacher.stacks[key.stack][0] for key in larger.spec.hidden_states)
     narrower = in_parts and stored.width_scheme in ("all", "pca")
     fewer = in_parts and stored.width_scheme != "magnitude"  # its entries are those of all stored tokens together
@@ -75,29 +74,16 @@ def choose_view(folder: Path, budget: int, codec: CodecName | None, *, attention
     )
 
     def measure() -> Distortion:
-        counts = [max(1, int(width * hidden)) for width in possible.widths]
         # The directions of a stored basis are there in their order; fewer of them are the first.
-        return Distortion(sample_of_cache(folder), counts, codecs, rotate=stored.width_scheme != "pca")
+        return Distortion(sample_of_cache(folder), possible.dimensions(hidden), codecs, rotate=stored.width_scheme != "pca")
 
     return choose(budget, possible, FileSizes(records, teacher), measure)
 
 
-def _sizes(larger: TeacherCache) -> TeacherSizes:
-    logits = {
-        column.name.partition(".")[0]: column.item if column.group == ONE_ROW else (-1, *column.item)
-        for column in larger.manifest.columns
-        if column.name.partition(".")[0].endswith("logits")
-    }
-    stacks = {name: (size["hidden_size"], size["num_attention_heads"]) for name, size in larger.manifest.teacher.stacks.items()}
-    ranked = all(f"{field_of(key)}.importance" in larger.columns for key in larger.spec.hidden_states)
-    return TeacherSizes(stacks, logits, ranked or larger.stored.selection.needs_importance)
-
-
-def _records(larger: TeacherCache) -> tuple[Records, list[int]]:
+def _records(larger: TeacherCache, ranked: bool) -> tuple[Records, list[int]]:
     """The records in the order of the shards; and where each shard's begin."""
     stack = min(larger.spec.hidden_states).stack
     dense = larger.stored.selection.length == "all"
-    ranked = _sizes(larger).ranks
     tokens: list[Integers] = []
     choosable: list[Integers] = []
     batches: list[slice] = []
@@ -129,21 +115,15 @@ def _batches(counts: Mapping[str, Integers], examples: int, begin: int) -> list[
     found, start = [], 0
     while start < examples:
         longest = max((int(count[start]) for group, count in counts.items() if group.startswith(tokens_group(""))), default=0)
-        stop = min(start + (max(1, CPU_BATCH_TOKENS // longest) if longest else FEW_RECORDS), examples)
+        stop = min(start + records_at_once(longest), examples)
         found.append(slice(begin + start, begin + stop))
         start = stop
     return found
 
 
 def _learnt_on(larger: TeacherCache, records: Records, starts: list[int]) -> Callable[[int | None], int]:
-    """How many tokens the sample has that a view's pca basis is learnt on; see `TeacherCache`."""
-    shards, rows = split_places(larger.index.places[:SAMPLE_EXAMPLES].astype(np.int64))
-    first = np.array(starts, dtype=np.int64)[shards] + rows
-
-    @cache
-    def learnt_on(tokens: int | None) -> int:
-        selection = Selection() if tokens is None else Selection(tokens=tokens, length="left_first")
-        drawn = first[: sample_size(records.tokens[first].tolist(), selection)]
-        return int((records.tokens if tokens is None else np.minimum(records.choosable, tokens))[drawn].sum())
-
-    return learnt_on
+    """How many tokens the sample has that a view's pca basis is learnt on; see `TeacherCache.sampled`."""
+    shards, rows = split_places(larger.index.places[larger.sampled()].astype(np.int64))
+    drawn = np.array(starts, dtype=np.int64)[shards] + rows
+    lengths = records.tokens if larger.stored.selection.length == "all" else records.choosable
+    return sampled_tokens(lengths[drawn], records.choosable[drawn])

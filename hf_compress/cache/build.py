@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from hf_compress.cache.codec import CodecName
+from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.draft import Draft
 from hf_compress.cache.encode import Encoder, Rows
 from hf_compress.cache.examples import Examples, keys_and_lengths
@@ -223,7 +223,7 @@ class CacheBuilder:
             return
         sample: dict[str, list[torch.Tensor]] = {name: [] for name in self._hidden_sizes}
         if needs_sample(self.run.selection):
-            by_key = np.lexsort((plan.keys[:, 1], plan.keys[:, 0]))[:SAMPLE_EXAMPLES]
+            by_key = plan.by_key[:SAMPLE_EXAMPLES]
             drawn = np.sort(by_key[: sample_size(plan.lengths[by_key].tolist(), self.run.selection)])  # by length, as the plan is
             size = max(1, self._batch_tokens // max(1, int(plan.lengths[0])))
             batches = [plan.order[drawn[start : start + size]].tolist() for start in range(0, len(drawn), size)]

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from hf_compress.cache.codec_name import CODEC_NAMES, CodecName
 from hf_compress.errors import ArgumentError, CacheError
-
-CodecName = Literal["float32", "float16", "bfloat16", "int8"]
 
 _DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -88,24 +86,24 @@ def decode(parts: Mapping[str, Tensor], codec: CodecName) -> Tensor:
     return parts["values"]
 
 
-def codec_error(values: Tensor, codec: CodecName) -> float:
-    """How far decoded values are from `values` (rows, width): root of the mean squared error, over root mean square of the values."""
-    exact = values.detach().double()
-    difference = decode(encode(values, codec), codec).double() - exact
-    size = float(exact.square().sum())
-    return (float(difference.square().sum()) / size) ** 0.5 if size else 0.0
+def codec_error(values: Tensor, codec: CodecName) -> Tensor:
+    """(rows,) squared error of writing `values` (rows, width) and reading them; infinite where some are too large for the codec.
 
-
-def bytes_per_row(width: int, codec: CodecName) -> int:
-    """Bytes that a row of `width` values takes, the scale with it."""
-    return width * _dtype(codec).itemsize + (4 if codec == "int8" else 0)
+    Raises:
+        ArgumentError: no such codec.
+    """
+    try:
+        read = decode(encode(values, codec), codec)
+    except CacheError:
+        return torch.full((len(values),), float("inf"))
+    return (read.float() - values).square().sum(1)
 
 
 def _dtype(codec: str) -> torch.dtype:
     if codec not in _DTYPES:
         near = get_close_matches(str(codec), list(_DTYPES), n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ArgumentError(f"Values cannot be stored as {codec!r}.{hint} Known: {', '.join(get_args(CodecName))}.")
+        raise ArgumentError(f"Values cannot be stored as {codec!r}.{hint} Known: {', '.join(CODEC_NAMES)}.")
     return _DTYPES[codec]
 
 

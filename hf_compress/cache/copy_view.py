@@ -24,14 +24,14 @@ import numpy.typing as npt
 import torch
 
 from hf_compress.cache.build import CPU_BATCH_TOKENS
-from hf_compress.cache.codec import CodecName
+from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.encode import Encoder, Rows
 from hf_compress.cache.fields import field_of, tokens_group
 from hf_compress.cache.files import hash_file
 from hf_compress.cache.index import write_index
 from hf_compress.cache.key import Canonical, Keys
 from hf_compress.cache.manifest import INDEX_FILE, SHARED_FILE, Manifest
-from hf_compress.cache.plan import SHARD_BYTES, SHARD_EXAMPLES
+from hf_compress.cache.plan import fills_a_shard
 from hf_compress.cache.price import OFFSET_BYTES, RECORD_BYTES
 from hf_compress.cache.reader import TeacherCache
 from hf_compress.cache.selection import Depth, Selection
@@ -105,6 +105,11 @@ def signals_of_view(folder: Path, view: View) -> SignalSpec:
     return _Source(folder, view).kept
 
 
+def records_at_once(longest: int) -> int:
+    """How many records a view reads together, the longest of so many tokens; 0 where their lengths are not known."""
+    return max(1, CPU_BATCH_TOKENS // longest) if longest else FEW_RECORDS
+
+
 def layers_of_view(
     asked: Depth, stored: Depth, held: Collection[int], num_teacher_layers: int, own: Sequence[tuple[int, int]], students: int | None
 ) -> frozenset[int]:
@@ -176,13 +181,12 @@ class _Source(TeacherCache):
             shard = Shard.open(self.folder / info.name, info, self.manifest.columns)
             start = 0
             while start < len(shard):
-                lengths = self._lengths(shard, start)
-                places = range(start, min(start + (max(1, CPU_BATCH_TOKENS // max(1, lengths)) if lengths else FEW_RECORDS), len(shard)))
+                places = range(start, min(start + records_at_once(self._longest(shard, start)), len(shard)))
                 keys = np.ascontiguousarray(shard.keys[places.start : places.stop])
                 yield keys, self._rows(shard.records(list(places), keys=keys))
                 start = places.stop
 
-    def _lengths(self, shard: Shard, row: int) -> int:
+    def _longest(self, shard: Shard, row: int) -> int:
         """The tokens of an example, 0 where that is not known. Examples stand by falling length: this is the longest of the next."""
         return max((count for group, count in shard.counts(row).items() if group.startswith(tokens_group(""))), default=0)
 
@@ -283,7 +287,7 @@ def _shards(source: _Source, progress: Callable[[int], object]) -> Iterator[tupl
         examples += len(few)
         size += len(few) * (RECORD_BYTES + OFFSET_BYTES * len(rows.counts)) + sum(values.nbytes for values in rows.values.values())
         progress(len(few))
-        if size >= SHARD_BYTES or examples >= SHARD_EXAMPLES:
+        if fills_a_shard(size, examples):
             yield np.concatenate(keys), parts
             keys, parts, size, examples = [], [], 0, 0
     if parts:

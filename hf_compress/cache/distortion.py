@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_compress.cache.codec import CodecName, decode, encode
+from hf_compress.cache.codec import codec_error
+from hf_compress.cache.codec_name import CodecName
 from hf_compress.errors import CacheError
 
 # The rank of a token that is never chosen: special ones.
@@ -160,7 +161,7 @@ class Distortion:
         if layer not in self._codec_errors:
             coordinates = self._told[layer]
             parts = [coordinates[:, :width] for width in self.widths] + [self.sample.states[layer][self._tells]]
-            self._codec_errors[layer] = torch.stack([torch.stack([_codec_error(part, codec) for part in parts]) for codec in self.codecs])
+            self._codec_errors[layer] = torch.stack([torch.stack([codec_error(part, codec) for part in parts]) for codec in self.codecs])
         return self._codec_errors[layer]
 
     def _recover(self, layer: int, source: int) -> tuple[Tensor, Tensor]:
@@ -206,15 +207,6 @@ def _nearest(layer: int, kept: Sequence[int]) -> list[int]:
     """The kept layers that a layer is recovered from: it and those above, the nearest first; below the lowest of none, those below."""
     above = sorted(each for each in kept if each >= layer)
     return above or sorted(kept, reverse=True)
-
-
-def _codec_error(values: Tensor, codec: CodecName) -> Tensor:
-    """(tokens,) squared error of writing and reading; infinite where the numbers are too large."""
-    try:
-        read = decode(encode(values, codec), codec)
-    except CacheError:
-        return torch.full((len(values),), float("inf"))
-    return (read.float() - values).square().sum(1)
 
 
 def _weights(batch: SampledBatch) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 import xxhash
 
-from hf_compress.cache.codec import CodecName
+from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.files import read_file, write_atomic
 from hf_compress.cache.manifest import TeacherIdentity
 from hf_compress.cache.plan import Plan

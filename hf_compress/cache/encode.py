@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hf_compress.cache.codec import CodecName, encode
+from hf_compress.cache.codec import encode
+from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.fields import field_of, kept_group, queries_group, scores_group, selected_group, tokens_group
 from hf_compress.cache.select import select
 from hf_compress.cache.selection import Selection

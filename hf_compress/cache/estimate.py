@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_compress.cache.codec import CodecName
+from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.encode import Encoder
 from hf_compress.cache.fields import field_of
+from hf_compress.cache.manifest import Manifest
 from hf_compress.cache.price import example_bytes
 from hf_compress.cache.selection import Selection
+from hf_compress.cache.shard import ONE_ROW
 from hf_compress.cache.spaces import blank_spaces, spaces_bytes
 from hf_compress.cache.teacher_rows import TeacherRun, blank_signals
 from hf_compress.errors import ArgumentError
@@ -36,6 +38,23 @@ class TeacherSizes:
     stacks: Mapping[str, tuple[int, int]]
     logits: Mapping[str, tuple[int, ...]]
     ranks: bool
+
+    @classmethod
+    def of(cls, manifest: Manifest, stored: Selection) -> TeacherSizes:
+        """Those of a finished cache's teacher, as far as it is stored.
+
+        Args:
+            manifest: the cache's.
+            stored: its selection.
+        """
+        logits = {
+            column.name.removesuffix(".values"): column.item if column.group == ONE_ROW else (-1, *column.item)
+            for column in manifest.columns
+            if column.name.endswith("logits.values")
+        }
+        stacks = {name: (size["hidden_size"], size["num_attention_heads"]) for name, size in manifest.teacher.stacks.items()}
+        ranked = any(column.name.endswith(".importance") for column in manifest.columns)
+        return cls(stacks, logits, ranked or stored.needs_importance)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,13 @@ class Examples:
         return self._read(self._collator([self._dataset[place] for place in places]))
 
     def scan(self) -> Iterator[Canonical]:
-        """All examples, a batch at a time, in the order of the data set."""
+        """All examples, a batch at a time, in the order of the data set.
+
+        Raises:
+            DataError: there are none.
+        """
+        if not len(self):
+            raise DataError("The training data set is empty. Look at the file, and at --max_train_samples.")
         loader = DataLoader(self._dataset, READ_BATCH, shuffle=False, collate_fn=self._collator, num_workers=self._num_workers)
         yield from map(self._read, loader)
 
@@ -116,6 +122,4 @@ def keys_and_lengths(examples: Examples, progress: Callable[[int], object]) -> t
         keys.append(batch.keys())
         lengths.append(batch.lengths)
         progress(len(batch))
-    if not keys:
-        raise DataError("The training data set is empty. Look at the file, and at --max_train_samples.")
     return np.concatenate(keys), np.concatenate(lengths)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hf_compress.cache.codec import CodecName
+from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.estimate import TeacherSizes, blank_encoder
 from hf_compress.cache.index import index_bytes
 from hf_compress.cache.key import Integers

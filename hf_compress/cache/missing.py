@@ -20,7 +20,7 @@ from hf_compress.cache.build import BATCH_TOKENS, CPU_BATCH_TOKENS
 from hf_compress.cache.encode import Encoder, Rows
 from hf_compress.cache.examples import padded
 from hf_compress.cache.key import Canonical
-from hf_compress.cache.plan import SHARD_BYTES, SHARD_EXAMPLES
+from hf_compress.cache.plan import fills_a_shard
 from hf_compress.cache.price import readable
 from hf_compress.cache.reader import TeacherCache
 from hf_compress.cache.shard_reader import Record
@@ -133,7 +133,7 @@ class MissingExamples:
 
     @property
     def _holds_a_shard(self) -> bool:
-        return self._bytes >= SHARD_BYTES or len(self._pending) >= SHARD_EXAMPLES
+        return fills_a_shard(self._bytes, len(self._pending))
 
     @property
     def _batch_tokens(self) -> int:

@@ -49,6 +49,11 @@ class Plan:
         """Real tokens of unique examples."""
         return int(self.lengths.sum())
 
+    @property
+    def by_key(self) -> Integers:
+        """(unique examples,) places in this order, by rising key: as good as drawn at random, and the same for everybody."""
+        return np.lexsort((self.keys[:, 1], self.keys[:, 0]))
+
     def span(self, shard: int) -> slice:
         """The slice of `order` that a shard is."""
         batches = self.batches[self.shards[shard]]
@@ -83,13 +88,18 @@ def _shards(lengths: Integers, batches: tuple[slice, ...], example_bytes: Callab
     return grouped((sum(example_bytes(length) for length in lengths[batch].tolist()), batch.stop - batch.start) for batch in batches)
 
 
+def fills_a_shard(size: float, examples: int) -> bool:
+    """Whether so many bytes and examples are enough for a shard."""
+    return size >= SHARD_BYTES or examples >= SHARD_EXAMPLES
+
+
 def grouped(batches: Iterable[tuple[float, int]]) -> Iterator[slice]:
     """Which batches make a shard, of batches of so many bytes and examples each."""
     first, size, examples, number = 0, 0.0, 0, -1
     for number, (more_bytes, more_examples) in enumerate(batches):
         size += more_bytes
         examples += more_examples
-        if size >= SHARD_BYTES or examples >= SHARD_EXAMPLES:
+        if fills_a_shard(size, examples):
             yield slice(first, number + 1)
             first, size, examples = number + 1, 0.0, 0
     if first <= number:

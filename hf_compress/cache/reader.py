@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import CommitInfo
 
 from hf_compress.cache.assemble import Assembler, BatchRoom
-from hf_compress.cache.codec import CodecName
+from hf_compress.cache.codec_name import CODEC_NAMES, CodecName
 from hf_compress.cache.fields import field_of, selected_group, stored_signals, tokens_group
 from hf_compress.cache.files import hash_file
 from hf_compress.cache.hub import local_folder
@@ -51,8 +51,8 @@ class StoredHow:
         """
         entries = dict(manifest.selection)
         codec = entries.pop("codec", None)
-        if codec not in ("float32", "float16", "bfloat16", "int8"):
-            raise CacheError(f"The manifest's codec is {codec!r}; expected float32, float16, bfloat16 or int8. Build the cache again.")
+        if codec not in CODEC_NAMES:
+            raise CacheError(f"The manifest's codec is {codec!r}; expected one of {', '.join(CODEC_NAMES)}. Build the cache again.")
         return cls(Selection.from_json(entries), cast(CodecName, codec))
 
 
@@ -121,7 +121,7 @@ class TeacherCache:
         return _opened_anew, (type(self), self.folder, self.selection, self._assembler.label_order)
 
     def reader(self) -> TeacherCache:
-        """The same cache for another thread: shards are opened and let go without a lock."""
+        """The same cache for another thread: it has open shards of its own, since they are opened and let go without a lock."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._shards = {}
@@ -191,6 +191,14 @@ class TeacherCache:
         records = [found[row] if row in found else more[high, low] for row, (high, low) in enumerate(keys.tolist())]
         return self._assembler.assemble(records, batch, spec)
 
+    def sampled(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+        """The index's rows of the examples that a basis is learnt on, or of more than are needed.
+
+        What was appended is left out: a basis must not change from one run to the next.
+        """
+        built = len(self.manifest.shards) - self.manifest.appended
+        return np.flatnonzero(self.index.places >> np.uint64(32) < built)[:SAMPLE_EXAMPLES]
+
     def push_to_hub(
         self,
         repo_id: str,
@@ -235,16 +243,17 @@ class TeacherCache:
         return cast("list[Record]", records)
 
     def _shard(self, number: int) -> Shard:
-        if number not in self._shards:
-            while len(self._shards) >= MOST_OPEN:  # the one opened longest ago
-                del self._shards[next(iter(self._shards))]
+        shards = self._shards  # `close` gives it up, perhaps while another thread reads ahead
+        if number not in shards:
+            while len(shards) >= MOST_OPEN:  # the one opened longest ago
+                del shards[next(iter(shards))]
             if number >= len(self.manifest.shards):
                 raise CacheError(
                     f"{self.folder}: the index names a shard {number}, and there are {len(self.manifest.shards)}. Build it again."
                 )
             info = self.manifest.shards[number]
-            self._shards[number] = Shard.open(self.folder / info.name, info, self.manifest.columns)
-        return self._shards[number]
+            shards[number] = Shard.open(self.folder / info.name, info, self.manifest.columns)
+        return shards[number]
 
     def refuse_absent(self, spec: SignalSpec) -> None:
         """See that all these signals are stored.
@@ -303,15 +312,12 @@ class TeacherCache:
         whole = replace(self.selection, width=1.0, width_scheme="all")
         assembler = Assembler(self.columns, self.stored.selection, whole, self.stored.codec, {}, {}, self._hidden_sizes)
         states: dict[str, list[torch.Tensor]] = {field_of(key): [] for key in self.spec.hidden_states}
-        # What was appended is left out: a basis must not change from one run to the next.
-        built = len(self.manifest.shards) - self.manifest.appended
-        sampled = np.flatnonzero(self.index.places >> np.uint64(32) < built)[:SAMPLE_EXAMPLES]
+        sampled = self.sampled()
         places = self.index.places[sampled].astype(np.int64)
         stack = next(iter(self.spec.hidden_states)).stack
         group = tokens_group(stack) if self.stored.selection.length == "all" else selected_group(stack)
         selectable = [
-            self._shard(shard).counts(row)[group]
-            for shard, row in zip(*map(np.ndarray.tolist, split_places(places)), strict=True)
+            self._shard(shard).counts(row)[group] for shard, row in zip(*map(np.ndarray.tolist, split_places(places)), strict=True)
         ]
         size = sample_size(selectable, self.selection)
         for start in range(0, size, 32):

@@ -36,7 +36,7 @@ def sample_of_teacher(run: TeacherRun, examples: Examples, plan: Plan) -> Sample
         examples: the data.
         plan: which of them there are.
     """
-    by_key = np.lexsort((plan.keys[:, 1], plan.keys[:, 0]))
+    by_key = plan.by_key
     drawn = np.sort(by_key[: _enough(plan.lengths[by_key])])  # by falling length, as the plan is
     size = max(1, _BATCH_TOKENS // max(1, int(plan.lengths[drawn[0]])))
     places = [plan.order[drawn[start : start + size]].tolist() for start in range(0, len(drawn), size)]

@@ -6,14 +6,17 @@ shared.safetensors     hidden_states.layers.9.indices              random, unifo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from hf_compress.cache.files import write_atomic
+from hf_compress.cache.key import Integers
 from hf_compress.cache.manifest import SHARED_FILE
 from hf_compress.cache.selection import Selection
 from hf_compress.cache.widths import pca_basis, random_dimensions, uniform_dimensions
@@ -85,6 +88,23 @@ def sample_size(lengths: Sequence[int], selection: Selection) -> int:
         if tokens >= SAMPLE_TOKENS:
             return number
     return min(len(lengths), SAMPLE_EXAMPLES)
+
+
+def sampled_tokens(lengths: Integers, choosable: Integers) -> Callable[[int | None], int]:
+    """How many tokens the sample for a basis has, by how many of each example are kept, None for all.
+
+    Args:
+        lengths: (examples,) tokens, in the order of keys.
+        choosable: (examples,) from how many of them it is chosen.
+    """
+
+    @cache
+    def sampled(tokens: int | None) -> int:
+        selection = Selection() if tokens is None else Selection(tokens=tokens, length="left_first")
+        kept = lengths if tokens is None else np.minimum(choosable, tokens)
+        return int(kept[: sample_size(lengths.tolist(), selection)].sum())
+
+    return sampled
 
 
 def needs_sample(selection: Selection) -> bool:

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from hf_compress.arguments import CompressionArguments
-from hf_compress.cache.codec import CodecName
+from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.estimate import Estimate, TeacherSizes, estimate
 from hf_compress.cache.price import free_bytes, readable
 from hf_compress.cache.selection import Selection

@@ -57,6 +57,7 @@ def facts_of_finished(folder: Path | str, manifest: Manifest) -> dict[str, Any]:
         "bytes": manifest.bytes,
         "bytes_an_example": manifest.bytes / manifest.examples,
         "shards": len(manifest.shards),
+        "appended": manifest.appended,
         "created": manifest.created,
         "hf_compress_version": manifest.hf_compress_version,
         "distillation": manifest.distillation,
@@ -168,10 +169,11 @@ def _of_finished(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if (knowledge := facts["knowledge"]) is not None:
         of = f"{knowledge['layers']} of {knowledge['of_layers']} layers, counting the embedding output"
         rows.append(("knowledge", f"{100 * knowledge['share']:.3g}% of the teacher's hidden states ({of})"))
+    shards = _plural(facts["shards"], "shard") + (f", {facts['appended']:,} of them appended" if facts["appended"] else "")
     return [
         *rows,
         ("examples", f"{facts['examples']:,}, {facts['tokens']:,} tokens"),
-        ("size", f"{readable(facts['bytes'])}, {facts['bytes_an_example']:,.0f} bytes an example, in {_plural(facts['shards'], 'shard')}"),
+        ("size", f"{readable(facts['bytes'])}, {facts['bytes_an_example']:,.0f} bytes an example, in {shards}"),
         ("created", f"{facts['created']}, by hf_compress {facts['hf_compress_version']}"),
     ]
 

@@ -21,10 +21,10 @@ def main(argv: Sequence[str]) -> int:
     parser.flag("revision", metavar="BRANCH", help="The branch, made if need be; by default main.")
     parser.flag("commit_message", metavar="WORDS", help="What the commit is called.")
     flags = parser.parse(argv)
-    if is_hub_address(flags.folder) or (Path(flags.repo_id) / "manifest.json").exists():
+    folder, other = Path(flags.folder), Path(flags.repo_id)
+    if is_hub_address(flags.folder) or (not folder.is_dir() and (other / "manifest.json").exists()):
         raise ArgumentError(f"First the folder, then where it goes: `hf-compress cache push {flags.repo_id} {flags.folder}`.")
     address = HubAddress.for_push(flags.repo_id, flags.revision)
-    folder = Path(flags.folder)
     if not folder.is_dir():
         raise CacheError(f"There is no folder {folder}. Name the folder of a teacher on disk, one with a manifest.json.")
 

@@ -11,13 +11,15 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.console import Console
 from tqdm.auto import tqdm
 
 from hf_compress import __version__
+from hf_compress.cache.hub import local_folder
+from hf_compress.cache.hub_address import is_hub_address
 from hf_compress.cache.manifest import MANIFEST_FILE, Manifest
 from hf_compress.cache.price import readable
 from hf_compress.cache.reader import StoredHow
@@ -75,6 +77,9 @@ def run_study(study: Study, console: Console | None = None) -> int:
     Raises:
         CompressionError: of the kind that fits, before anything runs, if the study cannot be.
     """
+    named = study.command.flags.teacher_cache_dir
+    if named is not None and is_hub_address(named):
+        study = replace(study, command=study.command.reading(local_folder(named)))
     return _Progress(study, console or Console()).run()
 
 

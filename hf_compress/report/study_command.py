@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_compress.argument_file import SUFFIXES
@@ -62,6 +62,11 @@ class Command:
     def of_arms(self) -> tuple[str, ...]:
         """Script and flags that all arms share: no teacher is loaded."""
         return (self.script, *without(self.shared, _TEACHER))
+
+    def reading(self, folder: Path) -> Command:
+        """The same command, its teacher on disk in this folder: for a copy of one that is named by an address."""
+        shared = (*without(self.shared, ["teacher_cache_dir"]), "--teacher_cache_dir", str(folder))
+        return replace(self, shared=shared, flags=replace(self.flags, teacher_cache_dir=str(folder)))
 
     def build(self, layers: Iterable[int], rank_by: str, seed: int) -> tuple[str, ...]:
         """What builds the teacher on disk; of a finished one it sees that it is this teacher's, and of this data.

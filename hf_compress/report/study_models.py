@@ -280,22 +280,12 @@ class Stored:
         """What a cache of this data takes that holds no more than the selection: all its bytes but headers, by example."""
         stored = StoredHow.of(self.manifest)
         chosen = selection or Selection.everything()
-        spec, sizes = models.signals(selection), self._sizes(stored.selection)
+        spec, sizes = models.signals(selection), TeacherSizes.of(self.manifest, stored.selection)
         total, shared = 0, 0
         for length, times in Counter(self.lengths.tolist()).items():
             found = estimate(spec, chosen, stored.codec, sizes, max(1, length))
             total, shared = total + found.each * times, found.shared
         return (total + shared) / len(self.lengths)
-
-    def _sizes(self, stored: Selection) -> TeacherSizes:
-        columns = {column.name: column for column in self.manifest.columns}
-        logits = {
-            name.removesuffix(".values"): column.item if column.group == "" else (-1, *column.item)
-            for name, column in columns.items()
-            if name.endswith("logits.values")
-        }
-        stacks = {name: (size["hidden_size"], size["num_attention_heads"]) for name, size in self.manifest.teacher.stacks.items()}
-        return TeacherSizes(stacks, logits, stored.needs_importance or any(name.endswith(".importance") for name in columns))
 
     def score(self, metric: str) -> float | None:
         """The teacher's own."""

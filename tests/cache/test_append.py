@@ -15,9 +15,10 @@ from torch import nn
 
 from hf_compress.cache import append as appending
 from hf_compress.cache import build as building
-from hf_compress.cache import missing as asking
+from hf_compress.cache import plan as plans
 from hf_compress.cache.append import NewRecord, append_records
-from hf_compress.cache.codec import CodecName
+from hf_compress.cache.budget_view import _learnt_on, _records
+from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.copy_view import View, copy_view
 from hf_compress.cache.index import longer_index_name
 from hf_compress.cache.lock import builder_lock
@@ -151,11 +152,11 @@ def test_a_shard_is_written_when_there_is_enough_for_one(tmp_path: Path, monkeyp
     missing = missing_of(cache)
     missing.records(cache, canonical(LATER[:3]))
     assert not missing.is_full
-    monkeypatch.setattr(asking, "SHARD_EXAMPLES", 4)
+    monkeypatch.setattr(plans, "SHARD_EXAMPLES", 4)
     missing.records(cache, canonical(LATER[3:5]))
     assert missing.is_full
-    monkeypatch.setattr(asking, "SHARD_EXAMPLES", 2048)
-    monkeypatch.setattr(asking, "SHARD_BYTES", 1000)
+    monkeypatch.setattr(plans, "SHARD_EXAMPLES", 2048)
+    monkeypatch.setattr(plans, "SHARD_BYTES", 1000)
     assert missing.is_full
 
 
@@ -178,6 +179,17 @@ def test_a_view_of_a_cache_that_grew(tmp_path: Path) -> None:
         other = found.selected_states[key]
         assert torch.equal(other.positions, state.positions)
         assert torch.allclose(other.values[other.chosen], state.values[state.chosen], atol=1e-6)
+
+
+@pytest.mark.parametrize("words", ["all", "3t"])
+def test_a_budget_counts_on_the_sample_that_a_view_of_a_cache_that_grew_has(tmp_path: Path, words: str) -> None:
+    """A basis cannot have more directions than the sample has tokens, and what was appended is not in it."""
+    cache = built(tmp_path, teacher(), BUILT[:5], PART, Selection.everything() if words == "all" else Selection.parse(words))
+    grown = appended(tmp_path, cache)
+    learnt_on = _learnt_on(grown, *_records(grown, ranked=True))
+    for tokens in (1, 2):
+        view = TeacherCache(tmp_path, selection=Selection.parse(f"{tokens}t_0.1h", width_scheme="pca"))
+        assert {len(states) for states in view._sample().values()} == {learnt_on(tokens)}
 
 
 def test_several_append_at_once(tmp_path: Path) -> None:
@@ -245,7 +257,7 @@ def test_too_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda path: Usage(1000))
         assert "only 1.0 kB are free" in refused(missing, caplog)
-        monkeypatch.setattr(asking, "SHARD_EXAMPLES", 8)
+        monkeypatch.setattr(plans, "SHARD_EXAMPLES", 8)
         assert not missing.is_full
         missing.records(cache, canonical(LATER[5:10]))
         assert not missing.is_full and counting.asked == 10  # not tried with every batch; 8 are kept

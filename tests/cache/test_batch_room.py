@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_compress.cache.codec import CodecName
+from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.index import split_places
 from hf_compress.cache.reader import TeacherCache
 from hf_compress.cache.selection import Selection

@@ -34,9 +34,9 @@ from hf_compress.losses.logits import LogitsLoss
 from hf_compress.signals import SignalSpec
 from hf_compress.trainer import DistillTrainer
 from tests.cache.tiny_caches import SPECIAL, builder, built, pairs, scores, states
-from tests.test_cached_training import MAP, data, losses, tokenizer, weights
-from tests.test_distill_trainer import arguments, largest_difference, student, teacher
+from tests.cached_runs import MAP, data, losses, tokenizer
 from tests.tiny_models import tiny_model
+from tests.tiny_runs import arguments, largest_difference, student, teacher, weights
 
 ROOT = Path(__file__).parents[2]
 SIZES = TeacherSizes({"layers": (16, 2)}, {"logits": (2,)}, ranks=True)
@@ -157,7 +157,7 @@ def test_a_run_within_a_budget(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert str(everything.selection) == "all" and everything.codec == "float16"
     assert found[0][1].selection != everything.selection
     start = {name: parameter.detach().clone() for name, parameter in student().named_parameters()}
-    assert all(largest_difference(weights(trainer), start) > 1e-3 for _, _, trainer in found)  # type: ignore[arg-type]
+    assert all(largest_difference(weights(trainer), start) > 1e-3 for _, _, trainer in found)
 
 
 def test_a_budget_trains_as_the_selection_that_it_chose(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_budget_trains_as_the_selection_that_it_chose(tmp_path: Path) -> None:
     given = run(tmp_path / "given", None, teacher(), hidden_states_selection=str(how.selection), teacher_cache_dtype=how.codec)
     other = Manifest.load(tmp_path / "given" / "cache")
     assert (manifest.bytes, manifest.shards, manifest.selection) == (other.bytes, other.shards, other.selection)
-    assert largest_difference(weights(chosen), weights(given)) == 0.0  # type: ignore[arg-type]
+    assert largest_difference(weights(chosen), weights(given)) == 0.0
 
 
 def test_a_later_run_reads_what_is_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -179,7 +179,7 @@ def test_a_later_run_reads_what_is_there(tmp_path: Path, caplog: pytest.LogCaptu
     assert Manifest.load(tmp_path / "cache") == before
     assert "--teacher_cache_budget counts when a teacher on disk is built, and this one is there" in caplog.text
     assert "more than 3.0 kB" in caplog.text
-    assert largest_difference(weights(first), weights(again)) == 0.0  # type: ignore[arg-type]
+    assert largest_difference(weights(first), weights(again)) == 0.0
 
 
 def test_a_build_that_was_stopped_goes_on_with_its_choice(
@@ -189,6 +189,8 @@ def test_a_build_that_was_stopped_goes_on_with_its_choice(
         patch.setattr("hf_compress.cache.build.write_index", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, "4kB", teacher())
+    with pytest.raises(CacheError, match="with other settings"):
+        run(tmp_path, "4kB", teacher(), teacher_cache_dtype="bfloat16")
     caplog.clear()
     with caplog.at_level(logging.INFO, "hf_compress"):
         run(tmp_path, "4kB", teacher())
@@ -303,7 +305,7 @@ import os, sys
 from pathlib import Path
 import torch
 from tests.cache.test_budget import run
-from tests.test_distill_trainer import teacher
+from tests.tiny_runs import teacher
 
 torch.set_num_threads(1)
 try:

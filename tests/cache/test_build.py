@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hf_compress.cache import plan as plans
 from hf_compress.cache.build import Processes
-from hf_compress.cache.codec import CodecName
+from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.lock import builder_lock
 from hf_compress.cache.manifest import Manifest
 from hf_compress.cache.reader import TeacherCache

@@ -170,8 +170,7 @@ def test_the_same_view_of_itself_is_the_same_file(tmp_path: Path, whole: Path) -
 
 
 def test_shards_are_cut_where_a_build_cuts_them(tmp_path: Path, teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("plan", "copy_view"):
-        monkeypatch.setattr(f"hf_compress.cache.{module}.SHARD_EXAMPLES", 10)
+    monkeypatch.setattr("hf_compress.cache.plan.SHARD_EXAMPLES", 10)
     monkeypatch.setattr("hf_compress.cache.copy_view.CPU_BATCH_TOKENS", 50)
     selection = Selection.parse("1l_2t", length="left_first")
     for name, kept in (("whole", None), ("built", selection)):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_compress.cache.codec import CodecName
+from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.index import split_places
 from hf_compress.cache.reader import TeacherCache
 from hf_compress.cache.selection import Selection

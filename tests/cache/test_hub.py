@@ -26,8 +26,8 @@ from hf_compress.trainer import DistillTrainer
 from tests.cache.hub_client import ADDRESS, ROOT, again, build, connected, contents, environment, error, home_of, pushed
 from tests.cache.hub_server import TOKEN, HubServer
 from tests.cache.tiny_caches import canonical, pairs
-from tests.test_cached_training import data, losses, tokenizer
-from tests.test_distill_trainer import arguments, largest_difference, student, teacher, weights
+from tests.cached_runs import data, losses, tokenizer
+from tests.tiny_runs import arguments, largest_difference, student, teacher, weights
 
 
 @pytest.fixture(scope="module")

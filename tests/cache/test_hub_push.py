@@ -184,6 +184,13 @@ def test_the_commands(hub: HubServer, cache: Path, tmp_path: Path, capsys: pytes
     assert verify(tmp_path / "small").problems == ()
 
 
+def test_a_folder_may_be_named_as_the_repository_is(hub: HubServer, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(cache, tmp_path / "me" / "cache")
+    monkeypatch.chdir(tmp_path)
+    assert main(["cache", "push", "me/cache", "me/cache"]) == 0
+    assert read_manifest(ADDRESS).examples == 10
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_compress.cache.build import CacheBuilder, CacheContents
-from hf_compress.cache.codec import CodecName
+from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.examples import Examples
 from hf_compress.cache.key import Canonical, canonical_examples
 from hf_compress.cache.manifest import SHARED_FILE

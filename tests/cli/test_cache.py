@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hf_compress.cache.lock import builder_lock
 from hf_compress.cache.manifest import MANIFEST_FILE, Manifest
 from hf_compress.cache.selection import Selection
 from hf_compress.cli.app import main
+from hf_compress.cli.cache_page import facts_of_finished, page_of
 from hf_compress.signals import SignalSpec
 from tests.cache.tiny_caches import Stopped, Stopping, builder, pairs, scores, states
 from tests.tiny_models import tiny_model
@@ -101,6 +103,8 @@ def test_info_of_everything(whole: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert page["knowledge"] == "40% of the teacher's hidden states (2 of 5 layers, counting the embedding output)"
     assert page["examples"] == f"{manifest.examples}, {manifest.tokens} tokens"
     assert page["size"].endswith(f"{manifest.bytes / manifest.examples:,.0f} bytes an example, in 1 shard")
+    grown = page_of(facts_of_finished(whole, replace(manifest, shards=manifest.shards * 3, appended=2)))
+    assert lines(grown)["size"].endswith("bytes an example, in 3 shards, 2 of them appended")
     assert page["recipe"] == "--distill_recipe layerwise"
     assert "--trainer_class DistillTrainer" in page["train"] and f"--teacher_cache_dir {whole}" in page["train"]
 

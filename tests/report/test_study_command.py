@@ -37,6 +37,15 @@ def test_arms_load_no_teacher_and_write_to_folders_of_their_own(tmp_path: Path) 
     assert (command.student, command.cache_dir, command.max_length) == ("student", Path("cache"), 128)
 
 
+def test_a_copy_of_a_teacher_on_the_hub_takes_its_place(tmp_path: Path) -> None:
+    on_hub = [*("--teacher-cache-dir=hf://datasets/me/cache", "--model_name_or_path", "student"), "--do_train", "--do_eval"]
+    command = read_command("glue", on_hub, tmp_path).reading(tmp_path / "copy")
+    assert command.cache_dir == tmp_path / "copy"
+    for told in (command.arm(ALL, 42), command.check(42)):
+        assert parse_command_line(told).compression.teacher_cache_dir == str(tmp_path / "copy")
+        assert not any("hf://" in word for word in told)
+
+
 def test_the_build_stores_the_layers_of_all_arms(tmp_path: Path) -> None:
     request = parse_command_line(read_command("glue", REST, tmp_path).build({0, 4, 12}, "scores", 7))
     flags = request.compression
