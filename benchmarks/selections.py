@@ -25,8 +25,9 @@ from measuring import machine
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification, TrainingArguments
 
-from hf_compress import DistillTrainer
+from hf_compress import DistillTrainer, __version__
 from hf_compress.arguments import CompressionArguments
+from hf_compress.cache.codec_name import CODEC_NAMES, CodecName
 from hf_compress.cache.copy_view import View, copy_view
 from hf_compress.cache.reader import TeacherCache
 from hf_compress.losses.hidden_states import HiddenStatesLoss
@@ -50,7 +51,7 @@ class Arm:
     part: str
     name: str
     flags: dict[str, str] | None
-    codec: str = "float32"
+    codec: CodecName = "float32"
 
 
 def arms() -> list[Arm]:
@@ -71,7 +72,7 @@ def arms() -> list[Arm]:
                 found.append(Arm(f"width, {share}", f"{scheme}, {mask}", flags))
     for scheme in ("pca", "magnitude", "random", "uniform"):
         found.append(Arm(f"joint, {small}", scheme, {"hidden_states_selection": small, "hsk_width": scheme}))
-    for codec in ("float16", "bfloat16", "int8"):
+    for codec in CODEC_NAMES[1:]:
         found.append(Arm("format, everything", codec, {"hidden_states_selection": "all"}, codec))
         found.append(Arm(f"format, {small}", codec, {"hidden_states_selection": small}, codec))
     return found
@@ -104,7 +105,7 @@ def folder_of(arm: Arm, whole: Path) -> Path:
     """The cache in the number format of the arm."""
     folder = whole if arm.codec == "float32" else whole.with_name(f"{whole.name}_{arm.codec}")
     if not folder.exists():
-        copy_view(whole, folder, View(TeacherCache(whole).stored.selection, "", arm.codec))  # type: ignore[arg-type]
+        copy_view(whole, folder, View(TeacherCache(whole).stored.selection, __version__, arm.codec))
     return folder
 
 
@@ -168,7 +169,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             if options.json:
                 found = {"machine": machine(), "seeds": options.seeds, "rows": rows}
                 options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+                options.json.with_suffix(".md").write_text(page_of(rows, options.seeds), encoding="utf-8")
     return 0
+
+
+def page_of(rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> str:
+    """What was found, in Markdown."""
+    students = list(rows[0]["scores"])
+    head = "".join(f" {student} | spread |" for student in students)
+    lines = [
+        "# Which part of the teacher: choices of `--hsk` on the demo's corpus",
+        "",
+        f"Accuracy of students that learn from views of one teacher on disk: means over the seeds {', '.join(map(str, seeds))}; spread is",
+        "the largest minus the smallest. `benchmarks/selections.py` has every arm.",
+        "",
+        f"| part | how it is chosen |{head}",
+        f"| --- | --- |{' ---: | ---: |' * len(students)}",
+        *map(line_of, rows),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def line_of(row: dict[str, Any]) -> str:

@@ -95,8 +95,13 @@ def test_a_study_that_is_stopped_leaves_no_child(tmp_path: Path, how: signal.Sig
 
     threading.Thread(target=stop).start()
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
-        go([run])
+    # A shell that starts tests in the background has them ignore Ctrl-C.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            go([run])
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     assert signal.getsignal(signal.SIGTERM) is before
     with pytest.raises(ProcessLookupError):
         os.kill(int((run.folder / "pid").read_text()), 0)
