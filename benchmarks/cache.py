@@ -57,6 +57,10 @@ class InMemory:
         """It knows every example."""
         return 0
 
+    def reader(self) -> InMemory:
+        """It may be read by several threads."""
+        return self
+
     def close(self) -> None:
         """Nothing is open."""
 
