@@ -72,7 +72,7 @@ def live_side(
     Raises:
         TeacherError, ArgumentError, LossError: if the two do not fit.
     """
-    chosen = list(losses) if losses is not None else _recipe_of(flags, {})
+    chosen = list(losses) if losses is not None else recipe_of(flags, {})
     if model is None:
         return TeacherSide(None, None, chosen)
     if model is student or unwrap(model) is unwrap(student):
@@ -114,7 +114,7 @@ def cached_side(
     _refuse_other_teacher(manifest, flags, teacher, kind_of(student))
     _refuse_other_tokenizer(manifest, student, tokenizer)
     _refuse_fewer_layers(cache, flags)
-    chosen = list(losses) if losses is not None else _recipe_of(flags, manifest.distillation)
+    chosen = list(losses) if losses is not None else recipe_of(flags, manifest.distillation)
     shape = shape_of(manifest, cache.selection)
     if manifest.distillation.get("selected") or flags.selection is not None:
         chosen = with_selection(chosen, cache.selection, ModelShape.of(student), shape)
@@ -173,7 +173,7 @@ def signals_within(
         LossError: a loss cannot learn from part of the hidden states.
         ArgumentError: the selection has more layers than are compared.
     """
-    chosen = list(losses) if losses is not None else _recipe_of(flags, {})
+    chosen = list(losses) if losses is not None else recipe_of(flags, {})
     # Attention that is not asked for by name goes with any selection; `live_side` has said so.
     chosen = [loss for loss in chosen if not isinstance(loss, AttentionScoresLoss) or loss.required]
     ours, theirs = ModelShape.of(student), ModelShape.of(teacher)
@@ -206,7 +206,13 @@ def recipe_settings(flags: CompressionArguments, losses_given: bool) -> dict[str
     return {**kept, "selected": flags.selection is not None}
 
 
-def _recipe_of(flags: CompressionArguments, stored: Mapping[str, Any]) -> list[Loss]:
+def recipe_of(flags: CompressionArguments, stored: Mapping[str, Any]) -> list[Loss]:
+    """The losses of a run's flags; what the flags do not say, a teacher on disk of the same recipe does.
+
+    Args:
+        flags: the run's.
+        stored: `distillation` of a manifest; empty without one.
+    """
     given = {name: getattr(flags, name) for name in LOSS_FLAGS}
     if flags.distill_recipe is None or flags.distill_recipe == stored.get("distill_recipe", DEFAULT_RECIPE):
         given = {name: value if value is not None else stored.get(name) for name, value in given.items()}

@@ -112,6 +112,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "trim_padding",
     },
     "trainer_seq2seq": {"errors", "trainer"},
+    "without_weights": {"errors"},
     # what people call
     "scripts": set(),
     "bound_trainer": {"argument_values", "arguments", "callbacks", "errors", "task", "trainer", "trainer_seq2seq", "trim_padding"},
@@ -134,6 +135,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "teacher_side",
         "trainer",
         "training_arguments",
+        "without_weights",
     },
     "cli": {
         "argument_values",
@@ -150,6 +152,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "task",
         "teacher_identity",
         "teacher_side",
+        "without_weights",
     },
 }
 

@@ -16,14 +16,15 @@ from hf_compress.cache.key import Canonical, Integers
 from hf_compress.cache.plan import Plan
 from hf_compress.cache.reader import TeacherCache
 from hf_compress.cache.select import nobody
+from hf_compress.cache.selection import LengthScheme
 from hf_compress.cache.shard_reader import Record
 from hf_compress.cache.teacher_rows import TeacherRun
 from hf_compress.cache.tokens import choose_tokens
 from hf_compress.signals import SignalSpec
 
 # The examples with the smallest keys, as good as drawn at random; so many at most, and no more when they have so many tokens.
-SAMPLE_EXAMPLES = 256
-SAMPLE_TOKENS = 4096
+MEASURED_EXAMPLES = 256
+MEASURED_TOKENS = 4096
 # Tokens of one forward, padding included.
 _BATCH_TOKENS = 2048
 
@@ -50,8 +51,8 @@ def sample_of_cache(folder: Path) -> Sample:
 
 def _enough(lengths: Integers) -> int:
     """How many examples, in this order, make a sample; two at least."""
-    within = int((np.cumsum(lengths) <= SAMPLE_TOKENS).sum())
-    return min(len(lengths), SAMPLE_EXAMPLES, max(2, within))
+    within = int((np.cumsum(lengths) <= MEASURED_TOKENS).sum())
+    return min(len(lengths), MEASURED_EXAMPLES, max(2, within))
 
 
 def _asked(run: TeacherRun, inputs: dict[str, Tensor], real: Tensor, special: Tensor) -> SampledBatch:
@@ -70,8 +71,8 @@ def _batch(states: dict[int, Tensor], real: Tensor, special: Tensor, importance:
 
 
 def _ranks(real: Tensor, special: Tensor, importance: Tensor | None) -> Tensor:
-    scheme, width = ("left_first", real.shape[1]) if importance is None else ("attention_no_sep", real.shape[1])
-    positions, chosen = choose_tokens(scheme, width, real, special, importance, nobody(real))  # type: ignore[arg-type]
+    scheme: LengthScheme = "left_first" if importance is None else "attention_no_sep"
+    positions, chosen = choose_tokens(scheme, real.shape[1], real, special, importance, nobody(real))
     ranks = torch.full(real.shape, NEVER, dtype=torch.int64)
     rows, places = chosen.nonzero(as_tuple=True)
     ranks[rows, positions[rows, places]] = places
@@ -82,8 +83,8 @@ class _Sampled(TeacherCache):
     """A cache, of which some records are read without their examples."""
 
     def batches(self) -> Iterator[SampledBatch]:
-        keys = self.index.keys[:SAMPLE_EXAMPLES]
-        places = self.index.places[:SAMPLE_EXAMPLES].astype(np.int64)
+        keys = self.index.keys[:MEASURED_EXAMPLES]
+        places = self.index.places[:MEASURED_EXAMPLES].astype(np.int64)
         records = self._records(places, np.ascontiguousarray(keys))
         key = min(self.spec.hidden_states)
         counted = f"special.{key.stack}" if self.stored.selection.length == "all" else f"{field_of(key)}.positions"

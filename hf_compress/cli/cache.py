@@ -200,11 +200,9 @@ def _needs_attention(manifest: Manifest) -> bool:
 
 def _losses(manifest: Manifest) -> list[Loss]:
     """Those of the flags that a cache was built with."""
-    from hf_compress.losses.recipes import DEFAULT_RECIPE, losses_of
+    from hf_compress.teacher_side import recipe_of
 
-    settings = CompressionArguments(**{name: value for name, value in manifest.distillation.items() if name in _RECIPE})
-    weights = {str(name): weight for name, weight in settings.weights.items()}
-    return losses_of(settings.recipe or DEFAULT_RECIPE, layer_map=settings.layer_map, weights=weights)
+    return recipe_of(CompressionArguments(), manifest.distillation)
 
 
 # --- shared by them ---

@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
-import transformers
 
 from hf_compress.arguments import CompressionArguments
 from hf_compress.cache.codec_name import CodecName
@@ -21,6 +17,7 @@ from hf_compress.signals import SignalSpec
 from hf_compress.task import ModelShape
 from hf_compress.teacher_identity import logits_shapes
 from hf_compress.teacher_side import with_selection
+from hf_compress.without_weights import model_without_weights
 
 # bfloat16 takes what float16 takes.
 _CODECS: tuple[CodecName, ...] = ("float32", "float16", "int8")
@@ -64,7 +61,7 @@ def estimate_page(question: Question) -> str:
     """
     flags, tokens = question.flags, question.tokens
     assert flags.teacher_model_name_or_path is not None
-    model = _without_weights(flags.teacher_model_name_or_path)
+    model = model_without_weights(flags.teacher_model_name_or_path)
     teacher = ModelShape.of(model)
     if len(teacher.stacks) != 1:
         raise TeacherError(f"The teacher has several stacks of layers ({', '.join(teacher.stacks)}), and is not stored on disk yet.")
@@ -143,7 +140,7 @@ def _student(question: Question, teacher: ModelShape) -> tuple[ModelShape, str]:
     if question.student is not None:
         if question.num_layers is not None:
             raise ArgumentError("--num_layers and --model_name_or_path both tell the student's depth; give one of them.")
-        return ModelShape.of(_without_weights(question.student)), ""
+        return ModelShape.of(model_without_weights(question.student)), ""
     pairs = question.flags.layer_map
     depth, whose = question.num_layers, ""
     if depth is None and pairs is not None and ":" in pairs:
@@ -153,17 +150,3 @@ def _student(question: Question, teacher: ModelShape) -> tuple[ModelShape, str]:
     if depth < 1:
         raise ArgumentError(f"--num_layers {depth}: a student has one layer at least.")
     return replace(teacher, stacks={name: replace(size, num_layers=depth) for name, size in teacher.stacks.items()}), whose
-
-
-def _without_weights(path: str) -> Any:
-    """A model's structure, from its config alone: its parameters have shapes and no numbers."""
-    try:
-        config = transformers.AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise TeacherError(f"There is no model in {path}: {str(error).strip().splitlines()[0]}") from error
-    names = list(getattr(config, "architectures", None) or [])
-    found = getattr(transformers, names[0], None) if names else None
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
-        raise TeacherError(f"The config of {path} names {names[0] if names else 'no architecture'}, which is no model of transformers.")
-    with torch.device("meta"):
-        return found(config)

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,12 +29,12 @@ from hf_compress.errors import ArgumentError, CacheError, TeacherError
 from hf_compress.layers.drop import drop_layers
 from hf_compress.losses.hidden_states import HiddenStatesLoss
 from hf_compress.losses.loss import Loss
-from hf_compress.losses.recipes import losses_of
 from hf_compress.report.study_arms import Arm, LayerPairs, Layers
 from hf_compress.signals import SignalSpec
 from hf_compress.task import Kind, ModelShape, auto_class_name
 from hf_compress.teacher_identity import shape_of
-from hf_compress.teacher_side import with_selection
+from hf_compress.teacher_side import recipe_of, with_selection
+from hf_compress.without_weights import model_without_weights, read_config
 
 Counts = npt.NDArray[np.int64]
 
@@ -72,7 +71,7 @@ class Models:
         if manifest is not None:
             teacher_shape = shape_of(manifest, StoredHow.of(manifest).selection)
         elif flags.teacher_model_name_or_path is not None:
-            teacher_shape = ModelShape.of(_teacher(flags.teacher_model_name_or_path))
+            teacher_shape = ModelShape.of(model_without_weights(flags.teacher_model_name_or_path))
         else:
             raise TeacherError(
                 f"There is no finished teacher on disk in {flags.teacher_cache_dir}, and no teacher to build it from: add "
@@ -105,27 +104,13 @@ class Models:
 
 def _losses(flags: CompressionArguments, manifest: Manifest | None) -> list[Loss]:
     """The recipe of the runs; what they do not say, a finished cache of the same recipe does."""
-    stored: dict[str, Any] = {} if manifest is None else manifest.distillation
-    same = flags.distill_recipe == stored.get("distill_recipe")
-    names = ("distill_temperature", "distill_weights", "distill_layer_map", "distill_skip_heads")
-    given: dict[str, Any] = {
-        name: getattr(flags, name) if getattr(flags, name) is not None or not same else stored.get(name) for name in names
-    }
-    settings = CompressionArguments(distill_recipe=flags.distill_recipe, **given)
-    assert settings.recipe is not None
-    losses = losses_of(
-        settings.recipe,
-        layer_map=settings.layer_map,
-        temperature=settings.distill_temperature,
-        weights={str(name): weight for name, weight in settings.weights.items()},
-        skip_heads=settings.distill_skip_heads,
-    )
+    losses = recipe_of(flags, {} if manifest is None else manifest.distillation)
     found = [loss for loss in losses if type(loss) is HiddenStatesLoss]
     if not found:
-        raise ArgumentError(f"--distill_recipe {settings.recipe} compares no hidden states, and they are what is studied. Take mud.")
+        raise ArgumentError(f"--distill_recipe {flags.recipe} compares no hidden states, and they are what is studied. Take mud.")
     if found[0].kind != "mse" or found[0].pairs != "all":
         raise ArgumentError(
-            f"--distill_recipe {settings.recipe} compares hidden states in a way that needs them whole. Take mud, layerwise or tinybert."
+            f"--distill_recipe {flags.recipe} compares hidden states in a way that needs them whole. Take mud, layerwise or tinybert."
         )
     if not any(loss.phase == "prediction" and loss.needs_teacher for loss in losses):
         raise ArgumentError("The losses compare no predictions, so there is no arm without hidden states: leave the logits a weight.")
@@ -137,7 +122,7 @@ def _student(flags: CompressionArguments, path: str, kind: Kind) -> nn.Module:
     name = auto_class_name(kind)
     if name is None:
         raise TeacherError("The teacher has a head of a kind that is not known, so its predictions are not stored on disk.")
-    config = _config(path)
+    config = read_config(path)
     with torch.device("meta"):
         model: nn.Module = getattr(transformers, name).from_config(config)
     if flags.wants_layer_drop:
@@ -155,24 +140,6 @@ def _student(flags: CompressionArguments, path: str, kind: Kind) -> nn.Module:
             stack=flags.stack,
         )
     return model
-
-
-def _teacher(path: str) -> Any:
-    """The teacher's structure, from its config alone: its parameters have shapes and no numbers."""
-    config = _config(path)
-    names = list(getattr(config, "architectures", None) or [])
-    found = getattr(transformers, names[0], None) if names else None
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
-        raise TeacherError(f"The config of {path} names {names[0] if names else 'no architecture'}, which is no model of transformers.")
-    with torch.device("meta"):
-        return found(config)
-
-
-def _config(path: str) -> Any:
-    try:
-        return transformers.AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise TeacherError(f"There is no model in {path}: {str(error).strip().splitlines()[0]}") from error
 
 
 # --- a finished cache ---
