@@ -28,6 +28,7 @@ from hf_compress.cache.examples import Examples, keys_and_lengths
 from hf_compress.cache.fields import field_of
 from hf_compress.cache.files import hash_file, remove_leftovers
 from hf_compress.cache.index import write_index
+from hf_compress.cache.key import Integers
 from hf_compress.cache.lock import builder_lock, remove_lock
 from hf_compress.cache.manifest import FORMAT_VERSION, INDEX_FILE, MANIFEST_FILE, SHARED_FILE, Manifest, TeacherIdentity
 from hf_compress.cache.plan import Plan, make_plan
@@ -35,7 +36,6 @@ from hf_compress.cache.price import Price, epochs_to_pay_back, example_bytes, fr
 from hf_compress.cache.shard import Column, ShardInfo, shard_name, write_shard
 from hf_compress.cache.shard_reader import Shard, read_shard_info
 from hf_compress.cache.spaces import (
-    SAMPLE_EXAMPLES,
     blank_spaces,
     make_spaces,
     needs_sample,
@@ -44,7 +44,7 @@ from hf_compress.cache.spaces import (
     spaces_bytes,
     write_spaces,
 )
-from hf_compress.cache.teacher_rows import TeacherRun, blank_signals
+from hf_compress.cache.teacher_rows import Said, TeacherRun, blank_signals
 from hf_compress.errors import CacheError
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,8 @@ logger = logging.getLogger(__name__)
 # What one forward of the teacher gets, padding included: enough for a GPU to be busy, little enough for a processor's caches.
 BATCH_TOKENS = {"cuda": 32768}
 CPU_BATCH_TOKENS = 4096
+# What the teacher said ahead, to learn a basis or to be timed, is kept until it is written, so that it is not asked twice: so much at most.
+AHEAD_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,9 @@ class CacheBuilder:
         self._blank_encoder = Encoder(run.selection, contents.codec, self._blank_spaces)
         self._blank_signals = blank_signals(run.spec, run, contents.sizes, contents.logits)
         self._example_bytes = example_bytes(self._blank_encoder, self._blank_signals)
+        # By the batch's place in the plan; and of each how many tokens, in how many seconds.
+        self._ahead: dict[int, Said] = {}
+        self._timed: list[tuple[int, float]] = []
 
     def build(self) -> Manifest:
         """Build what is missing.
@@ -187,7 +192,12 @@ class CacheBuilder:
     def _plan(self) -> Plan:
         with tqdm(total=len(self.examples), desc="reading the examples", unit="ex", disable=not self._shows) as bar:
             keys, lengths = keys_and_lengths(self.examples, bar.update)
-        return make_plan(keys, lengths, batch_tokens=self._batch_tokens, example_bytes=self._example_bytes)
+        return make_plan(
+            keys, lengths, batch_tokens=self._batch_tokens, example_bytes=self._example_bytes, sample_size=self._size_of_sample
+        )
+
+    def _size_of_sample(self, lengths: Integers) -> int:
+        return sample_size(lengths, self.run.selection) if needs_sample(self.run.selection) else 0
 
     def _price(self, plan: Plan) -> Price:
         total = sum(self._example_bytes(length) for length in plan.lengths.tolist())
@@ -198,16 +208,17 @@ class CacheBuilder:
         return price
 
     def _say_how_long(self, plan: Plan) -> None:
-        """Time the teacher on a batch of middling length, if there is enough left to do, and somebody who reads it."""
+        """Time the teacher, if there is enough left to do, and somebody who reads it."""
         left = [number for number in range(len(plan.shards)) if not (self.folder / shard_name(number)).exists()]
-        if not left or len(plan.batches) < 4 * self.processes.count or not logger.isEnabledFor(logging.INFO):
+        own = [number for number in left if number % self.processes.count == self.processes.rank]
+        if not own or len(plan.batches) < 4 * self.processes.count or not logger.isEnabledFor(logging.INFO):
             return
-        middle = plan.batches[len(plan.batches) // 2]
-        inputs, real, _ = self.examples.padded(self.examples.canonical(plan.order[middle].tolist()))
-        self.run.ask(inputs, real)  # the first forward of all is slower
-        started = time.perf_counter()
-        self.run.ask(inputs, real)
-        rate = int(real.sum()) / (time.perf_counter() - started) * self.processes.count
+        if not self._timed:
+            batches = plan.batches[plan.shards[own[0]]]
+            for batch in dict.fromkeys((0, len(batches) // 2)):
+                self._ask_ahead(plan, batches[batch])
+        timed = self._timed[1:] or self._timed  # the first forward of all is slower
+        rate = sum(tokens for tokens, _ in timed) / sum(seconds for _, seconds in timed) * self.processes.count
         tokens = sum(int(plan.lengths[plan.span(number)].sum()) for number in left)
         built = sum(int(plan.lengths[batch].max()) * (batch.stop - batch.start) for batch in plan.batches)
         logger.info(
@@ -223,12 +234,9 @@ class CacheBuilder:
             return
         sample: dict[str, list[torch.Tensor]] = {name: [] for name in self._hidden_sizes}
         if needs_sample(self.run.selection):
-            by_key = plan.by_key[:SAMPLE_EXAMPLES]
-            drawn = np.sort(by_key[: sample_size(plan.lengths[by_key].tolist(), self.run.selection)])  # by length, as the plan is
-            size = max(1, self._batch_tokens // max(1, int(plan.lengths[0])))
-            batches = [plan.order[drawn[start : start + size]].tolist() for start in range(0, len(drawn), size)]
+            batches = [batch for batch in plan.batches if batch.start < plan.sample]
             for batch in tqdm(batches, desc="learning the pca basis", unit="batch", disable=not self._shows):
-                for key, states in self.run.selected_states(*self.examples.padded(self.examples.canonical(batch))).items():
+                for key, states in self.run.selected_states(self._ask_ahead(plan, batch)).items():
                     sample[field_of(key)].append(states)
         spaces = make_spaces(self.run.selection, self._hidden_sizes, {name: torch.cat(states) for name, states in sample.items() if states})
         write_spaces(self.folder, spaces)
@@ -271,18 +279,31 @@ class CacheBuilder:
     def _write(self, path: Path, plan: Plan, shard: int, encoder: Encoder, bar: Any) -> tuple[ShardInfo, tuple[Column, ...]]:
         parts: list[Rows] = []
         for batch in plan.batches[plan.shards[shard]]:
-            examples = self.examples.canonical(plan.order[batch].tolist())
-            if not np.array_equal(examples.keys(), plan.keys[batch]):
-                raise CacheError(
-                    "The data set gave other examples when it was read a second time, so what the teacher says of them cannot be stored. "
-                    "Look for a transform or a collator that draws at random."
-                )
-            parts.append(self.run.rows(encoder, *self.examples.padded(examples)))
-            bar.update(len(examples))
+            said = self._ahead.pop(batch.start, None) or self._ask(plan, batch)
+            parts.append(said.rows(encoder))
+            bar.update(batch.stop - batch.start)
         rows = Rows.joined(parts)
         columns = tuple(rows.columns.values())
         keys = np.ascontiguousarray(plan.keys[plan.span(shard)])
         return write_shard(path, keys, columns, rows.values, rows.counts), columns
+
+    def _ask(self, plan: Plan, batch: slice) -> Said:
+        examples = self.examples.canonical(plan.order[batch].tolist())
+        if not np.array_equal(examples.keys(), plan.keys[batch]):
+            raise CacheError(
+                "The data set gave other examples when it was read a second time, so what the teacher says of them cannot be stored. "
+                "Look for a transform or a collator that draws at random."
+            )
+        return self.run.ask(*self.examples.padded(examples))
+
+    def _ask_ahead(self, plan: Plan, batch: slice) -> Said:
+        """Ask before it is time to store, and keep the answer till then if there is room."""
+        started = time.perf_counter()
+        said = self._ask(plan, batch).on_cpu()
+        self._timed.append((int(plan.lengths[batch].sum()), time.perf_counter() - started))
+        if sum(kept.nbytes for kept in self._ahead.values()) + said.nbytes <= AHEAD_BYTES:
+            self._ahead[batch.start] = said
+        return said
 
     def _finish(self, plan: Plan, shards: list[tuple[ShardInfo, tuple[Column, ...]]]) -> Manifest:
         """Write the index, and then the manifest, by which the cache is whole."""

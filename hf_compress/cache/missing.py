@@ -148,7 +148,7 @@ class MissingExamples:
 
     def _ask(self, batch: Canonical) -> dict[Key, Record]:
         inputs, real, special = padded(batch, torch.tensor(list(self._how.special_ids), dtype=torch.int64), self._how.pad_token_id)
-        rows = self._teacher.rows(self._encoder, inputs, real, special)
+        rows = self._teacher.ask(inputs, real, special).rows(self._encoder)
         self._refuse_other_columns(rows)
         self.asked += len(batch)
         found: dict[Key, Record] = {}

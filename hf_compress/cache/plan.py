@@ -23,13 +23,14 @@ class Plan:
     """Which example is computed when.
 
     Attributes:
-        order: (unique examples,) places in the data set, by falling length: the batch that needs most memory comes first, and batches hold
-            examples of about one length.
+        order: (unique examples,) places in the data set: the sample first; each part by falling length, so that the batch that needs most
+            memory comes early, and batches hold examples of about one length.
         keys: (unique examples, 2), in this order.
         lengths: (unique examples,), in this order.
         batches: for each batch, the slice of `order` that it is.
         shards: for each shard, the slice of `batches` that it is.
         duplicates: how many examples of the data set were seen before.
+        sample: how many examples stand before the others, in batches of their own: a sample that is looked at before anything is stored.
     """
 
     order: Integers
@@ -38,6 +39,7 @@ class Plan:
     batches: tuple[slice, ...]
     shards: tuple[slice, ...]
     duplicates: int
+    sample: int = 0
 
     @property
     def examples(self) -> int:
@@ -60,7 +62,14 @@ class Plan:
         return slice(batches[0].start, batches[-1].stop)
 
 
-def make_plan(keys: Keys, lengths: Integers, *, batch_tokens: int, example_bytes: Callable[[int], float]) -> Plan:
+def make_plan(
+    keys: Keys,
+    lengths: Integers,
+    *,
+    batch_tokens: int,
+    example_bytes: Callable[[int], float],
+    sample_size: Callable[[Integers], int] = lambda lengths: 0,
+) -> Plan:
     """Sort, batch, and group into shards.
 
     Args:
@@ -68,19 +77,26 @@ def make_plan(keys: Keys, lengths: Integers, *, batch_tokens: int, example_bytes
         lengths: (examples,) real tokens.
         batch_tokens: how many tokens, padding included, a batch may have; one example at least.
         example_bytes: what an example of that many tokens takes on disk.
+        sample_size: how many of the examples, of these lengths, by rising key, make a sample; those come first.
     """
-    _, first = np.unique(keys, axis=0, return_index=True)
-    by_length = first[np.lexsort((keys[first, 1], keys[first, 0], -lengths[first]))]
-    batches = tuple(_batches(lengths[by_length], batch_tokens))
-    shards = tuple(_shards(lengths[by_length], batches, example_bytes))
-    return Plan(by_length.astype(np.int64), keys[by_length], lengths[by_length], batches, shards, len(keys) - len(by_length))
+    _, by_key = np.unique(keys, axis=0, return_index=True)
+    sample = sample_size(lengths[by_key])
+    parts = [_by_length(part, keys, lengths) for part in (by_key[:sample], by_key[sample:])]
+    order = np.concatenate(parts)
+    batches = (*_batches(lengths[parts[0]], batch_tokens, 0), *_batches(lengths[parts[1]], batch_tokens, sample))
+    shards = tuple(_shards(lengths[order], batches, example_bytes))
+    return Plan(order.astype(np.int64), keys[order], lengths[order], batches, shards, len(keys) - len(order), sample)
 
 
-def _batches(lengths: Integers, batch_tokens: int) -> Iterator[slice]:
+def _by_length(places: Integers, keys: Keys, lengths: Integers) -> Integers:
+    return places[np.lexsort((keys[places, 1], keys[places, 0], -lengths[places]))]
+
+
+def _batches(lengths: Integers, batch_tokens: int, before: int) -> Iterator[slice]:
     start = 0
     while start < len(lengths):
         size = max(1, batch_tokens // max(1, int(lengths[start])))  # the first of a batch is its longest
-        yield slice(start, min(start + size, len(lengths)))
+        yield slice(before + start, before + min(start + size, len(lengths)))
         start += size
 
 

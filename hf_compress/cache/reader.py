@@ -316,9 +316,8 @@ class TeacherCache:
         places = self.index.places[sampled].astype(np.int64)
         stack = next(iter(self.spec.hidden_states)).stack
         group = tokens_group(stack) if self.stored.selection.length == "all" else selected_group(stack)
-        selectable = [
-            self._shard(shard).counts(row)[group] for shard, row in zip(*map(np.ndarray.tolist, split_places(places)), strict=True)
-        ]
+        shards = zip(*map(np.ndarray.tolist, split_places(places)), strict=True)
+        selectable = np.array([self._shard(shard).counts(row)[group] for shard, row in shards], dtype=np.int64)
         size = sample_size(selectable, self.selection)
         for start in range(0, size, 32):
             rows = sampled[start : min(start + 32, size)]

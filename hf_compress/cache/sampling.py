@@ -56,10 +56,9 @@ def _enough(lengths: Integers) -> int:
 
 
 def _asked(run: TeacherRun, inputs: dict[str, Tensor], real: Tensor, special: Tensor) -> SampledBatch:
-    signals, importance = run.ask(inputs, real)
-    special = run.only_special(real, special)
-    states = {key.layer: states.float().cpu() for key, states in signals.hidden_states.items()}
-    return _batch(states, real, special, {key.layer: each for key, each in importance.items()})
+    said = run.ask(inputs, real, special)
+    states = {key.layer: states.float().cpu() for key, states in said.signals.hidden_states.items()}
+    return _batch(states, real, said.special, {key.layer: each for key, each in said.importance.items()})
 
 
 def _batch(states: dict[int, Tensor], real: Tensor, special: Tensor, importance: dict[int, Tensor]) -> SampledBatch:

@@ -6,7 +6,7 @@ shared.safetensors     hidden_states.layers.9.indices              random, unifo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -75,19 +75,16 @@ def spaces_bytes(spaces: Mapping[str, Space]) -> int:
     return sum(held)
 
 
-def sample_size(lengths: Sequence[int], selection: Selection) -> int:
+def sample_size(lengths: Integers, selection: Selection) -> int:
     """How many examples make a sample.
 
     Args:
-        lengths: tokens of each example, in the order of keys.
+        lengths: (examples,) tokens, in the order of keys.
         selection: how many of them are selected.
     """
-    tokens = 0
-    for number, length in enumerate(lengths[:SAMPLE_EXAMPLES], start=1):
-        tokens += length if selection.tokens is None else min(length, selection.tokens)
-        if tokens >= SAMPLE_TOKENS:
-            return number
-    return min(len(lengths), SAMPLE_EXAMPLES)
+    drawn = lengths[:SAMPLE_EXAMPLES]
+    tokens = np.cumsum(drawn if selection.tokens is None else np.minimum(drawn, selection.tokens))
+    return min(len(drawn), int((tokens < SAMPLE_TOKENS).sum()) + 1)
 
 
 def sampled_tokens(lengths: Integers, choosable: Integers) -> Callable[[int | None], int]:
@@ -102,7 +99,7 @@ def sampled_tokens(lengths: Integers, choosable: Integers) -> Callable[[int | No
     def sampled(tokens: int | None) -> int:
         selection = Selection() if tokens is None else Selection(tokens=tokens, length="left_first")
         kept = lengths if tokens is None else np.minimum(choosable, tokens)
-        return int(kept[: sample_size(lengths.tolist(), selection)].sum())
+        return int(kept[: sample_size(lengths, selection)].sum())
 
     return sampled
 

@@ -20,6 +20,36 @@ Inputs = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Said:
+    """What the teacher says of one batch.
+
+    Attributes:
+        signals: the signals, where the teacher left them.
+        importance: (batch, tokens) of each hidden state, on the CPU, where its tokens are ranked.
+        real: (batch, tokens) bool, on the CPU.
+        special: (batch, tokens) bool, on the CPU: special tokens, without the one that sums the example up.
+    """
+
+    signals: Signals
+    importance: Mapping[HiddenState, Tensor]
+    real: Tensor
+    special: Tensor
+
+    def rows(self, encoder: Encoder) -> Rows:
+        """As they are stored."""
+        return encoder.encode(self.signals, self.real, self.special, self.importance)
+
+    def on_cpu(self) -> Said:
+        """The same, to be kept for a while."""
+        return replace(self, signals=self.signals.moved(Tensor.cpu))
+
+    @property
+    def nbytes(self) -> int:
+        """What the signals take in memory."""
+        return sum(tensor.nbytes for tensor in self.signals.named_tensors().values())
+
+
+@dataclass(frozen=True)
 class TeacherRun:
     """A teacher that is asked for what a cache stores.
 
@@ -55,15 +85,13 @@ class TeacherRun:
             return {}
         return {key: AttentionScores(key.stack, ranking_layer(key.layer)) for key in self.spec.hidden_states}
 
-    def ask(self, inputs: Inputs, real: Tensor) -> tuple[Signals, dict[HiddenState, Tensor]]:
+    def ask(self, inputs: Inputs, real: Tensor, special: Tensor) -> Said:
         """One forward.
 
         Args:
             inputs: right-padded, on the CPU.
             real: (batch, tokens) bool, on the CPU.
-
-        Returns:
-            The signals, where the teacher left them; each hidden state's importance of tokens, on the CPU.
+            special: (batch, tokens) bool, on the CPU.
 
         Raises:
             TeacherError: if a signal is not finite at a real token.
@@ -78,21 +106,15 @@ class TeacherRun:
             scores = signals.attention_scores[score_key]
             importance[key] = token_importance(scores, on_device, self._summary(real).to(self.device), self.selection.rank_by).cpu()
         signals.attention_scores = {key: signals.attention_scores[key] for key in self.spec.attention_scores}
-        return signals, importance
-
-    def rows(self, encoder: Encoder, inputs: Inputs, real: Tensor, special: Tensor) -> Rows:
-        """One forward, encoded."""
-        signals, importance = self.ask(inputs, real)
         _refuse_not_finite(signals, real)
-        return encoder.encode(signals, real, self.only_special(real, special), importance)
+        return Said(signals, importance, real, self.only_special(real, special))
 
-    def selected_states(self, inputs: Inputs, real: Tensor, special: Tensor) -> dict[HiddenState, Tensor]:
+    def selected_states(self, said: Said) -> dict[HiddenState, Tensor]:
         """(tokens, hidden) of each hidden state, at the tokens that will be stored, with all their dimensions."""
-        signals, importance = self.ask(inputs, real)
-        whole, special = replace(self.selection, width=1.0, width_scheme="all"), self.only_special(real, special)
+        whole = replace(self.selection, width=1.0, width_scheme="all")
         found = {}
-        for key, states in signals.hidden_states.items():
-            chosen = select(states.float().cpu(), real, special, importance.get(key), whole, None)
+        for key, states in said.signals.hidden_states.items():
+            chosen = select(states.float().cpu(), said.real, said.special, said.importance.get(key), whole, None)
             found[key] = chosen.values[chosen.chosen]
         return found
 

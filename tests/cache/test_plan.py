@@ -60,6 +60,18 @@ def test_longest_first_and_batches_within_the_budget() -> None:
     assert end == plan.examples
 
 
+def test_a_sample_comes_first_in_batches_of_its_own_and_is_of_the_smallest_keys() -> None:
+    keys, lengths = examples()
+    plan = make_plan(keys, lengths, batch_tokens=100, example_bytes=float, sample_size=lambda rising: int((rising > 0).sum()) // 10)
+    assert plan.sample == 30
+    assert {tuple(key) for key in plan.keys[:30].tolist()} == set(sorted({tuple(key) for key in keys.tolist()})[:30])
+    assert 30 in {batch.start for batch in plan.batches}
+    for part in (slice(0, 30), slice(30, None)):
+        assert (np.diff(plan.lengths[part]) <= 0).all()
+    assert {tuple(key) for key in plan.keys.tolist()} == {tuple(key) for key in planned(keys, lengths).keys.tolist()}
+    assert [place for batch in plan.batches for place in range(batch.start, batch.stop)] == list(range(300))
+
+
 def test_an_example_longer_than_the_budget_has_a_batch_of_its_own() -> None:
     keys, _ = examples(5, 0)
     plan = planned(keys, np.array([3, 500, 3, 700, 0]))
