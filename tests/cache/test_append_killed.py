@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 LEAST = 24
 
 SCRIPT = """
-import json, os, shutil, signal, sys, traceback
+import json, shutil, sys
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from hf_compress.cache.reader import TeacherCache
 from hf_compress.cache.selection import Selection
 from hf_compress.cache.verify import verify
 from hf_compress.signals import SignalSpec
+from tests.cache.killing import child, was_killed
 from tests.cache.tiny_caches import SPECIAL, builder, built, canonical, pairs, states
 from tests.tiny_models import tiny_model
 
@@ -38,34 +39,7 @@ DATA = pairs(40)
 SPEC = SignalSpec(logits=True) | states(1, 2)
 MODEL = tiny_model("bert", num_layers=2, seed=1)
 
-seen = []  # (call, file) of everything that reaches the disk, in order
-kill_at = [None, ""]
-write, fsync, replace, unlink = os.write, os.fsync, os.replace, os.unlink
-
-
-def event(call, path, half=None):
-    number = len(seen)
-    seen.append((call, os.path.basename(str(path))))
-    if kill_at[0] == number and kill_at[1] == "before":
-        if half is not None:
-            half()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
-def watched(call, what, name):
-    def wrapped(*args, **more):
-        half = (lambda: write(args[0], bytes(args[1])[: len(args[1]) // 2])) if call == "write" else None
-        number = event(call, name(*args), half)
-        done = what(*args, **more)
-        if kill_at[0] == number and kill_at[1] == "after":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return done
-    return wrapped
-
-
-def opened(descriptor, *rest):
-    return os.readlink(f"/proc/self/fd/{descriptor}")
+CALLS = ("write", "fsync", "replace", "unlink")
 
 
 def append(folder):
@@ -80,26 +54,6 @@ def append(folder):
         assert not missing._pending
 
 
-def child(folder, at, moment, report):
-    sys.stdout.flush()
-    number = os.fork()
-    if number:
-        return os.waitpid(number, 0)[1]
-    try:
-        os.write, os.fsync = watched("write", write, opened), watched("fsync", fsync, opened)
-        os.replace, os.unlink = watched("rename", replace, lambda a, b: b), watched("unlink", unlink, lambda path, *rest: path)
-        kill_at[:] = [at, moment]
-        append(folder)
-        os.write = write
-        if report is not None:
-            report.write_text(json.dumps(seen))
-        os._exit(0)
-    except BaseException:
-        os.write = write
-        traceback.print_exc()
-        os._exit(1)
-
-
 def told(cache, data):
     return {name: tensor.clone() for name, tensor in cache.read(canonical(data), SPEC).named_tensors().items()}
 
@@ -110,12 +64,12 @@ def same(one, other):
 
 built(FOLDER / "before", MODEL, DATA[:20], SPEC, Selection.parse("3t_0.5h"))
 shutil.copytree(FOLDER / "before", FOLDER / "whole")
-assert child(FOLDER / "whole", None, "", FOLDER / "events.json") == 0
+assert child(lambda: append(FOLDER / "whole"), CALLS, report=FOLDER / "events.json") == 0
 events = json.loads((FOLDER / "events.json").read_text())
 expected = told(TeacherCache(FOLDER / "whole"), DATA)
 
 def moments(number, call):
-    if call in ("rename", "unlink"):
+    if call in ("replace", "unlink"):
         return "before", "after"
     return ("before",) if number >= len(events) // 2 else ()  # of the first append the steps alone
 
@@ -126,16 +80,16 @@ for number, (call, file) in enumerate(events):
         folder = FOLDER / f"killed-{number}-{moment}"
         shutil.copytree(FOLDER / "before", folder)
         reader = TeacherCache(folder)
-        killed = child(folder, number, moment, None)
+        killed = child(lambda: append(folder), CALLS, number, moment)
         there = sorted(path.name for path in folder.iterdir())
         examples, problems = len(TeacherCache(folder)), verify(folder).problems
         reads = same(told(reader, DATA[:20]), told(TeacherCache(FOLDER / "before"), DATA[:20]))
         reads_on = same(told(TeacherCache(folder), DATA[:examples]), told(TeacherCache(FOLDER / "whole"), DATA[:examples]))
-        resumed = child(folder, None, "", None)
+        resumed = child(lambda: append(folder), CALLS)
         results.append(
             {
                 "at": [call, file, moment], "there": there, "examples": examples, "problems": problems, "reads": reads and reads_on,
-                "killed": os.WIFSIGNALED(killed) and os.WTERMSIG(killed) == signal.SIGKILL, "resumed": resumed == 0,
+                "killed": was_killed(killed), "resumed": resumed == 0,
                 "finished": len(TeacherCache(folder)), "problems then": verify(folder).problems,
                 "same": same(told(TeacherCache(folder), DATA), expected), "left": sorted(path.name for path in folder.iterdir()),
             }
@@ -165,8 +119,8 @@ def test_an_append_that_is_killed_anywhere_leaves_a_whole_cache(tmp_path: Path) 
     assert any(name.endswith(".tmp") for kill in kills for name in kill["there"])  # half a file was left
     places = {f"{call} {file.split('.')[0].split('-')[0]} {moment}" for call, file, moment in (kill["at"] for kill in kills)}
     assert {
-        *("write shard before", "rename shard after", "write index before", "rename index after"),
-        *("write manifest before", "rename manifest before", "rename manifest after", "unlink index before", "unlink index after"),
+        *("write shard before", "replace shard after", "write index before", "replace index after"),
+        *("write manifest before", "replace manifest before", "replace manifest after", "unlink index before", "unlink index after"),
     } <= places
     for kill in kills:
         assert kill["killed"] and kill["resumed"], (kill, done.stderr[-3000:])

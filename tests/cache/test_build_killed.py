@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 LEAST = 20
 
 SCRIPT = """
-import json, logging, mmap, os, signal, sys, traceback
+import json, logging, mmap, sys
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from hf_compress.cache import plan as plans, spaces
 from hf_compress.cache.manifest import Manifest
 from hf_compress.cache.selection import Selection
 from hf_compress.signals import SignalSpec
+from tests.cache.killing import child, event, was_killed
 from tests.cache.test_build import teacher
 from tests.cache.tiny_caches import Counting, builder, pairs, states
 
@@ -43,55 +44,13 @@ logging.getLogger("hf_compress").setLevel(logging.WARNING)  # the pace is found 
 
 class Telling(Counting):
     def signals(self, inputs, spec):
-        event("forward", "teacher", None)
+        event("forward", "teacher")
         found = super().signals(inputs, spec)
         SHARED[:8] = self.asked.to_bytes(8, "little")
         return found
 
 
-seen = []  # (call, file) of everything that reaches the disk, in order
-kill_at = [None, ""]
-
-
-def event(call, path, half):
-    number = len(seen)
-    seen.append((call, os.path.basename(str(path))))
-    if kill_at[0] == number and kill_at[1] == "before":
-        if half is not None:
-            half()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
-def after(number):
-    if kill_at[0] == number and kill_at[1] == "after":
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-write, fsync, replace, unlink = os.write, os.fsync, os.replace, os.unlink
-
-
-def name(descriptor):
-    return os.readlink(f"/proc/self/fd/{descriptor}")
-
-
-def writing(descriptor, data):
-    number = event("write", name(descriptor), lambda: write(descriptor, bytes(data)[: len(data) // 2]))
-    done = write(descriptor, data)
-    after(number)
-    return done
-
-
-def syncing(descriptor):
-    number = event("fsync", name(descriptor), None)
-    fsync(descriptor)
-    after(number)
-
-
-def replacing(source, target):
-    number = event("rename", target, None)
-    replace(source, target)
-    after(number)
+CALLS = ("write", "fsync", "replace")
 
 
 def build(folder):
@@ -103,31 +62,16 @@ def build(folder):
     return Manifest.load(folder).examples
 
 
-def child(folder, at, moment, report):
+def built(folder, *kill):
     SHARED[:8] = bytes(8)
-    sys.stdout.flush()
-    number = os.fork()
-    if number:
-        return os.waitpid(number, 0)[1]
-    try:
-        os.write, os.fsync, os.replace = writing, syncing, replacing
-        kill_at[:] = [at, moment]
-        build(folder)
-        os.write = write
-        if report is not None:
-            report.write_text(json.dumps(seen))
-        os._exit(0)
-    except BaseException:
-        os.write = write
-        traceback.print_exc()
-        os._exit(1)
+    return child(lambda: build(folder), CALLS, *kill)
 
 
 def asked():
     return int.from_bytes(SHARED[:8], "little")
 
 
-assert child(FOLDER / "whole", None, "", FOLDER / "events.json") == 0
+assert built(FOLDER / "whole", None, "", FOLDER / "events.json") == 0
 events = json.loads((FOLDER / "events.json").read_text())
 everything = asked()
 
@@ -136,23 +80,23 @@ def moments():
     chosen = {}
     for number, (call, file) in enumerate(events):
         kind = file.split(".")[0].split("-")[0]  # shard, index, manifest, shared, building, teacher; the folder's own name
-        wanted = kind in ("index", "manifest") or call == "rename" and number % 2 or number % max(1, len(events) // 14) == 0
+        wanted = kind in ("index", "manifest") or call == "replace" and number % 2 or number % max(1, len(events) // 14) == 0
         if wanted:
-            chosen[number] = "after" if call == "rename" and kind in ("shard", "manifest") else "before"
+            chosen[number] = "after" if call == "replace" and kind in ("shard", "manifest") else "before"
     return chosen
 
 
 results = []
 for number, moment in moments().items():
     folder = FOLDER / f"killed-{number}"
-    killed = child(folder, number, moment, None)
+    killed = built(folder, number, moment)
     before = asked()
     there = {path.name: path.stat().st_size for path in folder.iterdir()}
-    resumed = child(folder, None, "", None)
+    resumed = built(folder)
     results.append(
         {
             "at": [*events[number], moment], "folder": folder.name, "there": there, "asked": before, "asked again": asked(),
-            "killed": os.WIFSIGNALED(killed) and os.WTERMSIG(killed) == signal.SIGKILL, "resumed": resumed == 0,
+            "killed": was_killed(killed), "resumed": resumed == 0,
         }
     )
 (FOLDER / "results.json").write_text(json.dumps({"asked": everything, "kills": results}))
@@ -190,8 +134,8 @@ def test_a_build_that_is_killed_anywhere_goes_on_and_loses_at_most_a_shard(tmp_p
     assert any("manifest.json" in kill["there"] for kill in kills) and any(not set(rows) & set(kill["there"]) for kill in kills)
     places = {f"{call} {file.split('.')[0].split('-')[0]} {moment}" for call, file, moment in (kill["at"] for kill in kills)}
     assert {
-        *("write shard before", "rename shard after", "write index before", "rename index before"),
-        *("write manifest before", "fsync manifest before", "rename manifest after", "forward teacher before"),
+        *("write shard before", "replace shard after", "write index before", "replace index before"),
+        *("write manifest before", "fsync manifest before", "replace manifest after", "forward teacher before"),
     } <= places
     for kill in kills:
         assert kill["killed"] and kill["resumed"], (kill, done.stderr[-3000:])

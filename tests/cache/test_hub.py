@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +19,14 @@ from hf_compress.cache.hub import local_folder
 from hf_compress.cache.lock import waiting_lock
 from hf_compress.cache.manifest import MANIFEST_FILE
 from hf_compress.cache.reader import TeacherCache
-from hf_compress.cache.selection import Selection
 from hf_compress.errors import CacheError
 from hf_compress.signals import SignalSpec
 from hf_compress.trainer import DistillTrainer
-from tests.cache.hub_client import ADDRESS, ROOT, again, build, connected, contents, environment, error, home_of, pushed
+from tests.cache.hub_client import ADDRESS, ROOT, again, build, contents, environment, error, home_of, pushed
 from tests.cache.hub_server import TOKEN, HubServer
 from tests.cache.tiny_caches import canonical, pairs
 from tests.cached_runs import data, losses, tokenizer
 from tests.tiny_runs import arguments, largest_difference, student, teacher, weights
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("built") / "cache", Selection.parse("2l_3t_0.5h"))
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    yield from connected(tmp_path, monkeypatch)
-
 
 # --- there and back ---
 

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,23 +17,11 @@ from hf_compress.cache.hub_address import HubAddress
 from hf_compress.cache.hub_card import OURS
 from hf_compress.cache.manifest import Manifest
 from hf_compress.cache.reader import TeacherCache
-from hf_compress.cache.selection import Selection
 from hf_compress.cache.verify import verify
 from hf_compress.cli.app import main
 from hf_compress.errors import ArgumentError, CacheError
-from tests.cache.hub_client import ADDRESS, ROOT, build, connected, home_of, pushed
+from tests.cache.hub_client import ADDRESS, ROOT, home_of, pushed
 from tests.cache.hub_server import TOKEN, HubServer, Repo
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("built") / "cache", Selection.parse("2l_3t_0.5h"))
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    yield from connected(tmp_path, monkeypatch)
-
 
 # --- pushing ---
 

@@ -35,11 +35,10 @@ def saved(folder: Path, layers: int, head: str = "sequence_classification") -> s
     return str(folder)
 
 
-def cache(folder: Path, *layers: int, selection: Selection | None = None) -> Manifest:
+def cache(folder: Path, *layers: int, selection: Selection | None = None, distillation: dict[str, Any] | None = None) -> Manifest:
     spec = SignalSpec(logits=True) | states(*layers)
-    building = builder(
-        folder, tiny_model("bert", num_layers=4, seed=1), DATA, spec, selection, "float16", distillation={"distill_recipe": "mud"}
-    )
+    known = {"distill_recipe": "mud"} if distillation is None else distillation
+    building = builder(folder, tiny_model("bert", num_layers=4, seed=1), DATA, spec, selection, "float16", distillation=known)
     manifest = building.build()
     building.run.source.close()
     return manifest
@@ -62,6 +61,15 @@ def test_depths_and_the_runs_own_pairs(tmp_path: Path) -> None:
     assert own.layers.own == ((1, 2), (4, 11))
     dropped = Models.read(flags(teacher_model_name_or_path=teacher, layers_to_keep="1,6,12"), saved(tmp_path / "same", 12), None)
     assert (dropped.layers.student, dropped.layers.own) == (3, ((1, 1), (2, 6), (3, 12)))
+
+
+@pytest.mark.parametrize("recipe", [None, "layerwise"])
+def test_a_cache_of_the_default_recipe_lends_its_map_to_who_names_that_recipe(tmp_path: Path, recipe: str | None) -> None:
+    manifest = cache(tmp_path / "cache", 2, 4, distillation={"distill_layer_map": "1:2,2:4"})
+    models = Models.read(flags(distill_recipe=recipe), saved(tmp_path / "student", 2), manifest)
+    assert models.layers.own == ((1, 2), (2, 4))
+    other = Models.read(flags(distill_recipe="mud", distill_layer_map="2:4"), saved(tmp_path / "student", 2), manifest)
+    assert other.layers.own == ((2, 4),)
 
 
 @pytest.mark.parametrize(
