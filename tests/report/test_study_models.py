@@ -65,9 +65,9 @@ def test_depths_and_the_runs_own_pairs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", [None, "layerwise"])
 def test_a_cache_of_the_default_recipe_lends_its_map_to_who_names_that_recipe(tmp_path: Path, recipe: str | None) -> None:
-    manifest = cache(tmp_path / "cache", 2, 4, distillation={"distill_layer_map": "1:2,2:4"})
+    manifest = cache(tmp_path / "cache", 1, 4, distillation={"distill_layer_map": "1:1,2:4"})
     models = Models.read(flags(distill_recipe=recipe), saved(tmp_path / "student", 2), manifest)
-    assert models.layers.own == ((1, 2), (2, 4))
+    assert models.layers.own == ((1, 1), (2, 4))  # a uniform map is another
     other = Models.read(flags(distill_recipe="mud", distill_layer_map="2:4"), saved(tmp_path / "student", 2), manifest)
     assert other.layers.own == ((2, 4),)
 
