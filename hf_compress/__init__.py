@@ -1,7 +1,8 @@
-"""Layer dropping and distillation for Hugging Face's Trainer: the public names, sorted, and nothing else.
+"""Layer dropping and distillation for Hugging Face's Trainer: the public names, sorted, and the package's own architectures registered.
 
 A name is imported when it is first used (PEP 562), so `import hf_compress` and `hf-compress --help` wait for neither torch nor
-transformers, and `Seq2SeqDistillTrainer` binds transformers' own Seq2SeqTrainer only where it is wanted.
+transformers, and `Seq2SeqDistillTrainer` binds transformers' own Seq2SeqTrainer only where it is wanted. transformers learns of the pruned
+architectures when it is imported itself.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hf_compress.registration import register_architectures
+
 if TYPE_CHECKING:
     from hf_compress.arguments import CompressionArguments as CompressionArguments
+    from hf_compress.augmentation.augmenter import Augmenter as Augmenter
     from hf_compress.cache.reader import TeacherCache as TeacherCache
     from hf_compress.cache.selection import Depth as Depth
     from hf_compress.cache.selection import Selection as Selection
@@ -30,11 +34,21 @@ if TYPE_CHECKING:
     from hf_compress.layers.drop import drop_layers as drop_layers
     from hf_compress.layers.layer_map import LayerMap as LayerMap
     from hf_compress.losses.attention_scores import AttentionScoresLoss as AttentionScoresLoss
+    from hf_compress.losses.attention_scores import AttentionsLoss as AttentionsLoss
+    from hf_compress.losses.combined_layers import CombinedLayersLoss as CombinedLayersLoss
     from hf_compress.losses.hidden_states import EmbeddingsLoss as EmbeddingsLoss
     from hf_compress.losses.hidden_states import HiddenStatesLoss as HiddenStatesLoss
+    from hf_compress.losses.hidden_states import HintLoss as HintLoss
     from hf_compress.losses.labels import LabelsLoss as LabelsLoss
     from hf_compress.losses.logits import LogitsLoss as LogitsLoss
+    from hf_compress.losses.mixed_layers import MixedLayersLoss as MixedLayersLoss
+    from hf_compress.losses.relations import KeyRelationsLoss as KeyRelationsLoss
+    from hf_compress.losses.relations import QueryRelationsLoss as QueryRelationsLoss
+    from hf_compress.losses.relations import ValueRelationsLoss as ValueRelationsLoss
+    from hf_compress.losses.transported_layers import AttentionScoresTransportLoss as AttentionScoresTransportLoss
+    from hf_compress.losses.transported_layers import HiddenStatesTransportLoss as HiddenStatesTransportLoss
     from hf_compress.students.from_teacher import student_from_teacher as student_from_teacher
+    from hf_compress.students.prune import prune_student as prune_student
     from hf_compress.teacher import LiveTeacher as LiveTeacher
     from hf_compress.trainer import DistillTrainer as DistillTrainer
     from hf_compress.trainer_seq2seq import Seq2SeqDistillTrainer as Seq2SeqDistillTrainer
@@ -47,8 +61,12 @@ __version__ = "0.1.0"
 _MODULES: dict[str, str] = {
     "ArgumentError": "hf_compress.errors",
     "AttentionScoresLoss": "hf_compress.losses.attention_scores",
+    "AttentionScoresTransportLoss": "hf_compress.losses.transported_layers",
+    "AttentionsLoss": "hf_compress.losses.attention_scores",
+    "Augmenter": "hf_compress.augmentation.augmenter",
     "CacheError": "hf_compress.errors",
     "CachedTeacher": "hf_compress.cached_teacher",
+    "CombinedLayersLoss": "hf_compress.losses.combined_layers",
     "CompressionArguments": "hf_compress.arguments",
     "CompressionError": "hf_compress.errors",
     "DataError": "hf_compress.errors",
@@ -57,6 +75,9 @@ _MODULES: dict[str, str] = {
     "DistillTrainingArguments": "hf_compress.training_arguments",
     "EmbeddingsLoss": "hf_compress.losses.hidden_states",
     "HiddenStatesLoss": "hf_compress.losses.hidden_states",
+    "HiddenStatesTransportLoss": "hf_compress.losses.transported_layers",
+    "HintLoss": "hf_compress.losses.hidden_states",
+    "KeyRelationsLoss": "hf_compress.losses.relations",
     "LabelsLoss": "hf_compress.losses.labels",
     "LayerDrop": "hf_compress.layers.drop",
     "LayerDropCallback": "hf_compress.callbacks",
@@ -66,18 +87,24 @@ _MODULES: dict[str, str] = {
     "LiveTeacher": "hf_compress.teacher",
     "LogitsLoss": "hf_compress.losses.logits",
     "LossError": "hf_compress.errors",
+    "MixedLayersLoss": "hf_compress.losses.mixed_layers",
+    "QueryRelationsLoss": "hf_compress.losses.relations",
     "ScriptError": "hf_compress.errors",
     "Selection": "hf_compress.cache.selection",
     "Seq2SeqDistillTrainer": "hf_compress.trainer_seq2seq",
     "Seq2SeqDistillTrainingArguments": "hf_compress.training_arguments",
     "TeacherCache": "hf_compress.cache.reader",
     "TeacherError": "hf_compress.errors",
+    "ValueRelationsLoss": "hf_compress.losses.relations",
     "drop_layers": "hf_compress.layers.drop",
     "measure_contribution": "hf_compress.layers.contribution",
+    "prune_student": "hf_compress.students.prune",
     "student_from_teacher": "hf_compress.students.from_teacher",
 }
 
 __all__ = [*_MODULES, "__version__"]
+
+register_architectures()
 
 
 def __getattr__(name: str) -> Any:

@@ -15,12 +15,11 @@ from hf_compress.argument_file import read_argument_file
 from hf_compress.argument_values import layer_numbers, layer_pairs, nearest_name, numbers_by_name, one_of
 from hf_compress.cache_arguments import ALIASES, TeacherCacheArguments
 from hf_compress.errors import ArgumentError
+from hf_compress.losses.recipes import LossName, RecipeName
 
 LayerDropStrategyName = Literal["top", "bottom", "symmetric", "alternate", "alternate_odd", "contribution"]
 StackName = Literal["encoder", "decoder", "both"]
-RecipeName = Literal["layerwise", "logits", "distilbert", "tinybert", "pkd", "mud"]
 PhaseName = Literal["intermediate", "prediction"]
-LossName = Literal["labels", "logits", "hidden_states", "embeddings", "attention_scores"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 LayerMapName = Literal["uniform", "top", "bottom", "kept"]
 
@@ -115,6 +114,12 @@ class CompressionArguments(TeacherCacheArguments):
         default=None,
         metadata=_flag(
             "Leave out of the attention loss the teacher's heads that give separator tokens more than this share of attention (0 to 1)."
+        ),
+    )
+    distill_relation_heads: int | None = field(
+        default=None,
+        metadata=_flag(
+            "Into how many heads the relation losses (minilm, minilmv2) cut queries, keys and values; divides the width of both models."
         ),
     )
     trim_padding: bool | None = field(
@@ -258,11 +263,12 @@ class CompressionArguments(TeacherCacheArguments):
             ("layer_drop_threshold", 0.0, 1.0),
             ("distill_temperature", 0.0, float("inf")),
             ("distill_skip_heads", 0.0, 1.0),
+            ("distill_relation_heads", 1.0, float("inf")),
         ):
             value = getattr(self, flag)
             if value is None:
                 continue
-            whole = flag == "num_layers_to_drop"
+            whole = flag in ("num_layers_to_drop", "distill_relation_heads")
             try:
                 number = float(value)
             except (TypeError, ValueError):
@@ -299,7 +305,14 @@ FIELDS: dict[str, dataclasses.Field[Any]] = {
     each.name: each for each in sorted(dataclasses.fields(CompressionArguments), key=lambda each: each.name in _OF_THE_CACHE)
 }
 # The flags that say what is compared.
-LOSS_FLAGS = ("distill_recipe", "distill_temperature", "distill_weights", "distill_layer_map", "distill_skip_heads")
+LOSS_FLAGS = (
+    "distill_recipe",
+    "distill_temperature",
+    "distill_weights",
+    "distill_layer_map",
+    "distill_skip_heads",
+    "distill_relation_heads",
+)
 SWITCHES = frozenset(name for name, each in FIELDS.items() if each.type in ("bool", "bool | None"))  # as written: parsers replace types
 
 

@@ -1,8 +1,8 @@
-"""Attention scores with the fast attention left on.
+"""Attention scores, queries, keys and values, with the fast attention left on.
 
-transformers looks its attention functions up by name. Under a name of our own we register a function that first hands q and k to whoever
-listens to that module, then calls the fast one (sdpa or flash). Queries and keys arrive after rotation and norms, so the scores are those
-that the layer really uses; the layer's output does not change by a bit. While nobody listens, the call is the fast function's alone.
+transformers looks its attention functions up by name. Under a name of our own we register a function that first hands q, k and v to whoever
+listens to that module, then calls the fast one (sdpa or flash). Queries and keys arrive after rotation and norms, so they are those that
+the layer really uses; the layer's output does not change by a bit. While nobody listens, the call is the fast function's alone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_compress.errors import LossError
 
-# Whoever listens to an attention module gets it, its queries, its keys and its scaling, and decides whether to compute the scores.
-Listener = Callable[[nn.Module, Tensor, Tensor, float | None], None]
+# Whoever listens to an attention module gets it, its queries, keys and values, and its scaling, and decides what to compute of them.
+Listener = Callable[[nn.Module, Tensor, Tensor, Tensor, float | None], None]
 _LISTENERS: WeakKeyDictionary[nn.Module, Listener] = WeakKeyDictionary()
 _PREFIX = "scores_and_"
 
@@ -48,7 +48,7 @@ def _recording(fast: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         listener = _LISTENERS.get(module)
         if listener is not None:
-            listener(module, query, key, kwargs.get("scaling"))
+            listener(module, query, key, value, kwargs.get("scaling"))
         return fast(module, query, key, value, attention_mask, *args, **kwargs)
 
     return forward

@@ -4,6 +4,7 @@
       |- before layer 1        embedding output       hidden state 0
       |- after layer i         raw output             hidden state i     (through its projection, if it has one)
       |- inside layer i        QK^T/sqrt(d)           attention scores i
+      |                        Q, K, V                attention vectors i
       '- at the end            the output becomes a plain dict that holds all of these
 
 Everything a loss uses must come out of the student's own forward: what is computed beside it is unknown to DDP ("Expected to mark a
@@ -13,7 +14,8 @@ evaluation the hooks do nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,7 +25,7 @@ from hf_compress.attention import Listener, Listening, attention_scores
 from hf_compress.errors import LossError
 from hf_compress.layers.stack import LayerStack, find_stacks, pretrained_model
 from hf_compress.selected_state import at_positions
-from hf_compress.signals import AttentionScores, Signals, SignalSpec, logits_of
+from hf_compress.signals import VECTOR_KINDS, AttentionScores, AttentionVectors, Signals, SignalSpec, logits_of
 
 # The hooks that are on a model now: a second trainer on the same model takes the place of the first.
 _ATTACHED: WeakKeyDictionary[nn.Module, Capture] = WeakKeyDictionary()
@@ -88,12 +90,11 @@ class Capture:
             logits=logits_of(outputs) if self.spec.logits else {},
             hidden_states={key: outputs[key.name] for key in self.spec.hidden_states},
             attention_scores={key: outputs[key.name] for key in self.spec.attention_scores},
+            attention_vectors={key: outputs[key.name] for key in self.spec.attention_vectors},
         )
 
     def _hook(self, model: nn.Module, stack: LayerStack) -> None:
-        states = {key.layer for key in self.spec.hidden_states if key.stack == stack.name}
-        scores = {key.layer for key in self.spec.attention_scores if key.stack == stack.name}
-        outside = [layer for layer in states | scores if layer > stack.depth]
+        outside = [key.layer for key in self.spec.keys if key.stack == stack.name and key.layer > stack.depth]
         if outside:
             raise LossError(f"Layer {max(outside)} was asked for, but {type(model).__name__} has {stack.depth} layers.")
         for module in dict.fromkeys(stack.modules):  # ALBERT's one group stands for every layer
@@ -101,10 +102,14 @@ class Capture:
             self._handles.append(module.register_forward_hook(self._leave(stack)))
 
     def _heard(self, stacks: Mapping[str, LayerStack]) -> dict[nn.Module, Listener]:
-        """Every part of the layers whose scores are asked for; which part computes attention shows when it runs."""
-        wanted = {(key.stack, key.layer) for key in self.spec.attention_scores}
-        layers = [stacks[name].module(layer) for name, layer in wanted]
-        return {part: self._hear for module in layers for part in module.modules()}
+        """Every part of the layers whose attention is asked for; which part computes it shows when it runs."""
+
+        def parts(keys: Iterable[AttentionScores | AttentionVectors]) -> dict[nn.Module, None]:
+            layers = [stacks[name].module(layer) for name, layer in {(key.stack, key.layer) for key in keys}]
+            return {part: None for module in layers for part in module.modules()}
+
+        scored = parts(self.spec.attention_scores)
+        return {part: partial(self._hear, part in scored) for part in scored | parts(self.spec.attention_vectors)}
 
     # --- the hooks, in the order in which a forward meets them ---
 
@@ -125,16 +130,19 @@ class Capture:
 
         return enter
 
-    def _hear(self, module: nn.Module, query: Tensor, key: Tensor, scaling: float | None) -> None:
+    def _hear(self, scored: bool, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
         if self._recorded is None and not module.training:
             return  # evaluation
         # Computed in the second pass of gradient checkpointing too, which must save the same tensors as the first.
-        scores = attention_scores(query, key, scaling)
-        if self._recorded is not None and self._inside is not None:
-            heard = AttentionScores(*self._inside)
-            # The first attention in a layer is its self-attention; a decoder's cross-attention comes after it.
-            if heard in self.spec.attention_scores:
-                self._recorded.setdefault(heard.name, scores)
+        scores = attention_scores(query, key, scaling) if scored else None
+        if self._recorded is None or self._inside is None:
+            return
+        # The first attention in a layer is its self-attention; a decoder's cross-attention comes after it.
+        if scores is not None and (heard := AttentionScores(*self._inside)) in self.spec.attention_scores:
+            self._recorded.setdefault(heard.name, scores)
+        for kind, vectors in zip(VECTOR_KINDS, (query, key, value), strict=True):
+            if (vector := AttentionVectors(*self._inside, kind)) in self.spec.attention_vectors:
+                self._recorded.setdefault(vector.name, vectors)
 
     def _leave(self, stack: LayerStack) -> Callable[..., None]:
         def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -161,12 +169,11 @@ class Capture:
         if self._recorded is None:
             return None
         recorded, self._recorded = self._recorded, None  # a second pass in backward (gradient checkpointing) is not heard
-        wanted = {key.name for key in self.spec.hidden_states} | {key.name for key in self.spec.attention_scores}
-        absent = wanted - recorded.keys()
+        absent = {key.name for key in self.spec.keys} - recorded.keys()
         if absent:
             raise LossError(
                 f"{type(module).__name__} did not show {', '.join(sorted(absent))} in its forward. "
-                "If it computes attention in a way of its own, use losses without attention scores."
+                "If it computes attention in a way of its own, use losses without attention."
             )
         if not isinstance(output, Mapping):
             raise LossError(f"{type(module).__name__} returned a {type(output).__name__}; distilling needs return_dict=True.")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from transformers import EarlyStoppingCallback
+from transformers import DataCollatorForLanguageModeling, EarlyStoppingCallback
 
 from hf_compress.arguments import LOSS_FLAGS, CompressionArguments, Phase
 from hf_compress.errors import ArgumentError, DataError, LossError, TeacherError
@@ -155,6 +155,12 @@ def check_run(trainer: Any, phases: Sequence[Phase]) -> None:
     for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
         if (getattr(args, name, None) or {}).get("use_reentrant"):
             raise ArgumentError(f"{name} asks for use_reentrant=True, which hides the hidden states' gradients. Leave it out.")
+    masks_nothing = isinstance(trainer.data_collator, DataCollatorForLanguageModeling) and trainer.data_collator.mlm_probability == 0
+    if masks_nothing and trainer.data_collator.mlm and trainer.eval_dataset is not None:
+        raise ArgumentError(
+            "The collator masks no word (--mlm_probability 0), so the evaluation has no labels, and its loss and perplexity would be NaN. "
+            "Leave --do_eval and --eval_strategy out, and watch the losses of the training."
+        )
     if not phases:
         return
     if not has_length:

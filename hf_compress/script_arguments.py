@@ -28,7 +28,7 @@ from hf_compress.cache_arguments import ALIASES
 from hf_compress.errors import ArgumentError, ScriptError
 
 USAGE = "hf-compress run SCRIPT [flags of hf_compress and of the script, in any order]"
-PACKAGED_SCRIPTS = {"glue": Path(__file__).parent / "scripts" / "run_glue.py"}
+PACKAGED_SCRIPTS = {name: Path(__file__).parent / "scripts" / f"run_{name}.py" for name in ("glue", "mlm")}
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def find_script(name: str) -> Path:
         )
     near = get_close_matches(path.name, [each.name for each in path.parent.glob("*.py")], n=1) if path.parent.is_dir() else []
     hint = f" Did you mean {path.parent / near[0]}?" if near else ""
-    raise ScriptError(f"There is no script {name}.{hint} `hf-compress run glue` runs the one that comes with hf_compress.")
+    raise ScriptError(f"There is no script {name}.{hint} `hf-compress run glue` and `run mlm` run those that come with hf_compress.")
 
 
 def _split_argument_file(remaining: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -56,6 +56,31 @@ class AttentionScores:
         return f"attention_scores.{self.stack}.{self.layer}"
 
 
+# What attention is computed of.
+VectorKind = Literal["queries", "keys", "values"]
+VECTOR_KINDS: tuple[VectorKind, ...] = get_args(VectorKind)
+
+
+@dataclass(frozen=True, order=True)
+class AttentionVectors:
+    """The queries, keys or values of one layer's self-attention, as attention gets them: after rotation and norms.
+
+    Layers count from 1. Grouped-query attention has fewer heads of keys and values than of queries.
+    """
+
+    stack: str
+    layer: int
+    kind: VectorKind
+
+    @property
+    def name(self) -> str:
+        """A flat name, for a dictionary of tensors: `attention_vectors.layers.3.values`."""
+        return f"attention_vectors.{self.stack}.{self.layer}.{self.kind}"
+
+
+Signal = HiddenState | AttentionScores | AttentionVectors
+
+
 @dataclass(frozen=True)
 class SignalSpec:
     """What is asked for; specs are joined with `|`."""
@@ -63,18 +88,25 @@ class SignalSpec:
     logits: bool = False
     hidden_states: frozenset[HiddenState] = frozenset()
     attention_scores: frozenset[AttentionScores] = frozenset()
+    attention_vectors: frozenset[AttentionVectors] = frozenset()
 
     def __or__(self, other: SignalSpec) -> SignalSpec:
         return SignalSpec(
             self.logits or other.logits,
             self.hidden_states | other.hidden_states,
             self.attention_scores | other.attention_scores,
+            self.attention_vectors | other.attention_vectors,
         )
 
     @property
     def stacks(self) -> frozenset[str]:
         """The stacks that any part of the spec looks into."""
-        return frozenset({key.stack for key in self.hidden_states} | {key.stack for key in self.attention_scores})
+        return frozenset(key.stack for key in self.keys)
+
+    @property
+    def keys(self) -> frozenset[Signal]:
+        """All that is asked for but the logits."""
+        return frozenset[Signal]().union(self.hidden_states, self.attention_scores, self.attention_vectors)
 
 
 # The names under which models return logits.
@@ -92,19 +124,22 @@ class Signals:
             selected, hidden) where the teacher has only part of its states.
         selected_states: what a teacher on disk has in place of whole hidden states.
         attention_scores: (batch, heads, queries, keys).
+        attention_vectors: (batch, heads, tokens, head width).
     """
 
     logits: dict[str, Tensor] = field(default_factory=dict)
     hidden_states: dict[HiddenState, Tensor] = field(default_factory=dict)
     selected_states: dict[HiddenState, SelectedState] = field(default_factory=dict)
     attention_scores: dict[AttentionScores, Tensor] = field(default_factory=dict)
+    attention_vectors: dict[AttentionVectors, Tensor] = field(default_factory=dict)
 
     def named_tensors(self) -> dict[str, Tensor]:
         """Every tensor by a name that a person can read."""
         states = {key.name.rstrip("."): tensor for key, tensor in self.hidden_states.items()}
         scores = {key.name: tensor for key, tensor in self.attention_scores.items()}
+        vectors = {key.name: tensor for key, tensor in self.attention_vectors.items()}
         selected = {key.name.rstrip("."): state.values for key, state in self.selected_states.items()}
-        return {**self.logits, **states, **selected, **scores}
+        return {**self.logits, **states, **selected, **vectors, **scores}
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Signals:
         """Every tensor through `move`: to a device, into pinned memory."""
@@ -113,6 +148,7 @@ class Signals:
             hidden_states={key: move(tensor) for key, tensor in self.hidden_states.items()},
             selected_states={key: state.moved(move) for key, state in self.selected_states.items()},
             attention_scores={key: move(tensor) for key, tensor in self.attention_scores.items()},
+            attention_vectors={key: move(tensor) for key, tensor in self.attention_vectors.items()},
         )
 
 

@@ -13,6 +13,7 @@ from hf_compress.attention import shows_scores
 from hf_compress.layers.layer_map import LayerMap, map_between
 from hf_compress.layers.record import recorded_drop
 from hf_compress.layers.stack import find_stacks, pretrained_model, unwrap
+from hf_compress.signals import VectorKind
 
 Kind = Literal[
     "sequence_classification",
@@ -50,7 +51,7 @@ def kind_of_classes(class_names: tuple[str, ...]) -> Kind:
     tables: dict[Kind, set[str]] = {kind: _classes(table) for kind, (table, _) in _TABLES.items()}
     for name in class_names:
         for kind, names in tables.items():
-            if name in names:
+            if name.removeprefix("Pruned") in names:  # a pruned class is not in transformers' tables, its parent is
                 return kind
     return "other"
 
@@ -79,6 +80,14 @@ class Stack:
     full_depth: int = 0
     # A teacher on disk: it has the states of some tokens or some dimensions only.
     selected: bool = False
+    # Of its attention: fewer heads of keys and values than of queries where they are grouped; 0 where it is as usual.
+    num_key_value_heads: int = 0
+    head_size: int = 0
+
+    def vectors(self, kind: VectorKind) -> tuple[int, int]:
+        """Number and width of the heads of queries, keys or values."""
+        heads = self.num_attention_heads if kind == "queries" else self.num_key_value_heads or self.num_attention_heads
+        return heads, self.head_size or self.hidden_size // max(1, self.num_attention_heads)
 
     def map_from(self, asked: LayerMap | str | None, teacher: Stack) -> LayerMap:
         """Which layer of this stack learns from which of the teacher's; see `map_between`."""
@@ -93,6 +102,7 @@ class ModelShape:
     kind: Kind
     stacks: dict[str, Stack]
     shows_attention_scores: bool = True
+    shows_attention_vectors: bool = True
     problem_type: str | None = None
     main_input: str = "input_ids"
 
@@ -108,7 +118,16 @@ class ModelShape:
             heads = getattr(config, f"{name}_attention_heads", None) or getattr(config, "num_attention_heads", None) or 0
             record = recorded.get(name)
             kept, full_depth = (record.kept, record.num_layers) if record is not None else (None, 0)
-            stacks[name] = Stack(stack.depth, int(config.hidden_size), int(heads), kept, full_depth)
+            stacks[name] = Stack(
+                stack.depth,
+                int(config.hidden_size),
+                int(heads),
+                kept,
+                full_depth,
+                num_key_value_heads=int(getattr(config, "num_key_value_heads", None) or 0),
+                head_size=int(getattr(config, "head_dim", None) or getattr(config, "attention_head_size", None) or 0),
+            )
         owner = pretrained_model(model)
         problem: str | None = getattr(owner.config, "problem_type", None)
-        return cls(type(inner).__name__, kind_of(model), stacks, shows_scores(owner), problem, owner.main_input_name)
+        shows = shows_scores(owner)
+        return cls(type(inner).__name__, kind_of(model), stacks, shows, shows, problem, owner.main_input_name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,11 @@ from hf_compress.errors import TeacherError
 from hf_compress.layers.stack import unwrap
 from hf_compress.signals import Signals, SignalSpec
 from hf_compress.task import Kind, auto_class_name
+
+logger = logging.getLogger(__name__)
+
+# What a student may be for whose teacher is a language model as it came out of pre-training.
+_HEADLESS_KINDS: frozenset[Kind] = frozenset({"masked_lm", "causal_lm", "other"})
 
 
 class LiveTeacher:
@@ -73,36 +79,73 @@ class LiveTeacher:
         return signals
 
 
-def load_teacher(path: str, kind: Kind, *, revision: str | None = None, dtype: str | None = None) -> transformers.PreTrainedModel:
-    """Load a teacher with the student's kind of head.
+def load_teacher(
+    path: str, kind: Kind, *, revision: str | None = None, dtype: str | None = None, needs_logits: bool = True
+) -> transformers.PreTrainedModel:
+    """Load a teacher with the student's kind of head; without any where no loss reads its predictions and it has none that was trained.
+
+    A language model whose predictions nobody reads is loaded without its head in any case: it would take a good part of each forward.
 
     Args:
         path: a folder, or a name on the Hub.
         kind: what the student is for.
         revision: branch, tag or commit.
         dtype: "float32", "bfloat16", "float16", or None for the format it was saved in.
+        needs_logits: whether a loss reads its predictions.
 
     Raises:
-        TeacherError: if it cannot be found, or if its head would be newly initialised.
+        TeacherError: if it cannot be found, or if its head would be newly initialised and is read.
     """
     name = auto_class_name(kind)
+    if not needs_logits and kind in _HEADLESS_KINDS:
+        model, missing = _load("AutoModel", path, revision, dtype)
+        missing = _without_pooler(model, missing)
+        if missing:
+            raise TeacherError(
+                f"The teacher {path!r} is not whole: {', '.join(missing[:4])} would be newly initialised, and a teacher that guesses "
+                "teaches guessing. Give the folder or the name of a model that was trained."
+            )
+        return model
     if name is None:
         raise TeacherError(
             "The student's head is of no kind that is known by name, so its teacher cannot be loaded from a path. "
-            "Load the teacher yourself and pass the model: DistillTrainer(teacher=model)."
+            "Load the teacher yourself and pass the model: DistillTrainer(teacher=model); or compare no predictions "
+            "(--distill_recipe tinybert_general)."
         )
+    model, missing = _load(name, path, revision, dtype)
+    if missing and not needs_logits:
+        logger.warning(
+            "The teacher %s has no trained head: %s would be newly initialised. No loss reads its predictions, so its layers teach "
+            "alone; a teacher that was fine-tuned on the task teaches better.",
+            path,
+            ", ".join(missing[:4]),
+        )
+        return load_teacher(path, "other", revision=revision, dtype=dtype, needs_logits=False)
+    if missing:
+        raise TeacherError(
+            f"The teacher {path!r} has no trained head: {', '.join(missing[:4])} would be newly initialised, and a "
+            "teacher that guesses teaches guessing. Fine-tune it on the task first, and give the folder that this wrote."
+        )
+    return model
+
+
+def _load(name: str, path: str, revision: str | None, dtype: str | None) -> tuple[transformers.PreTrainedModel, list[str]]:
+    """A model of the class of that name, and the weights that were not there or had another size."""
     options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        model, loading = getattr(transformers, name).from_pretrained(path, dtype=dtype or "auto", output_loading_info=True, **options)
+        with torch.random.fork_rng(devices=[]):  # what is newly initialised draws, and the student is to begin as in a run from disk
+            model, loading = getattr(transformers, name).from_pretrained(path, dtype=dtype or "auto", output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         looked = "No model could be read from that folder" if Path(path).is_dir() else "It is neither a folder nor a model's name"
         raise TeacherError(f"The teacher {path!r} cannot be loaded. {looked}: {reason[:300]}") from error
     missing = sorted(loading["missing_keys"])
     mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in loading.get("mismatched_keys", ()))
-    if missing or mismatched:
-        raise TeacherError(
-            f"The teacher {path!r} has no trained head: {', '.join((missing + mismatched)[:4])} would be newly initialised, and a "
-            "teacher that guesses teaches guessing. Fine-tune it on the task first, and give the folder that this wrote."
-        )
-    return cast(transformers.PreTrainedModel, model)
+    return cast(transformers.PreTrainedModel, model), missing + mismatched
+
+
+def _without_pooler(model: transformers.PreTrainedModel, missing: list[str]) -> list[str]:
+    """Take off a pooler that was not trained: nobody reads it, and random weights would make it another teacher each time."""
+    if getattr(model, "pooler", None) is not None and any(name.startswith("pooler.") for name in missing):
+        model.pooler = None  # type: ignore[assignment]
+    return [name for name in missing if not name.startswith("pooler.")]

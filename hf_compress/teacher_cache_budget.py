@@ -123,7 +123,7 @@ def _chosen(
     plan, choosable = _counted(run, examples, progress)
     drawn = plan.by_key[:SAMPLE_EXAMPLES]
     in_parts = _in_parts(asked)
-    hidden = max(teacher.stacks[key.stack][0] for key in everything.hidden_states)
+    hidden = max(teacher.stacks[key.stack].hidden_size for key in everything.hidden_states)
     possible = Possible(
         depths=depths_of(asked),
         tokens=possible_tokens(int(choosable.max())) if in_parts else (None,),

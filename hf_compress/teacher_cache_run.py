@@ -28,7 +28,7 @@ from hf_compress.signals import HiddenState, SignalSpec
 from hf_compress.task import ModelShape
 from hf_compress.teacher import LiveTeacher
 from hf_compress.teacher_cache_budget import kept_within_budget
-from hf_compress.teacher_identity import identity_of, logits_shapes, special_ids_of, tokenizer_hash
+from hf_compress.teacher_identity import identity_of, logits_shapes, special_ids_of, stack_sizes, tokenizer_hash
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def build_for_run(
             "--teacher_cache_dir out."
         )
     shape = ModelShape.of(model)
-    sizes = {stack: (size.hidden_size, size.num_attention_heads) for stack, size in shape.stacks.items()}
+    sizes = stack_sizes(shape)
     selection, codec = flags.selection or Selection.everything(), flags.codec
     if flags.teacher_cache_budget is not None:
         whole = teacher_run(teacher, spec, Selection.everything(), accelerator)

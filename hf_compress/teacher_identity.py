@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,15 @@ import xxhash
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from hf_compress.cache.fields import stored_signals
+from hf_compress.cache.fields import stored_signals, vector_shapes
 from hf_compress.cache.hub_address import is_hub_address
 from hf_compress.cache.manifest import MANIFEST_FILE, Manifest, TeacherIdentity
 from hf_compress.cache.select import keeps_whole_states
 from hf_compress.cache.selection import Selection
+from hf_compress.cache.stack_sizes import StackSizes
 from hf_compress.errors import TeacherError
 from hf_compress.layers.stack import pretrained_model, unwrap
+from hf_compress.signals import VECTOR_KINDS, VectorKind
 from hf_compress.task import Kind, ModelShape, Stack, kind_of, kind_of_classes
 from hf_compress.teacher_checks import labels_of
 
@@ -83,12 +85,32 @@ def shape_of(manifest: Manifest, selection: Selection) -> ModelShape:
     """
     teacher = manifest.teacher
     part = not keeps_whole_states(selection)
-    stacks = {
-        name: Stack(size["num_layers"], size["hidden_size"], size["num_attention_heads"], selected=part)
-        for name, size in teacher.stacks.items()
-    }
+    vectors = vector_shapes({column.name: column.item for column in manifest.columns})
+    stacks = {name: _stack(size, vectors.get(name, {}), part) for name, size in teacher.stacks.items()}
     spec = stored_signals([column.name for column in manifest.columns])
-    return ModelShape(teacher.model_class, kind_of_classes((teacher.model_class,)), stacks, bool(spec.attention_scores))
+    kind = kind_of_classes((teacher.model_class,))
+    return ModelShape(teacher.model_class, kind, stacks, bool(spec.attention_scores), bool(spec.attention_vectors))
+
+
+def _stack(size: Mapping[str, int], vectors: Mapping[VectorKind, tuple[int, int]], selected: bool) -> Stack:
+    grouped = vectors.get("keys") or vectors.get("values") or (0, 0)
+    head_size = next((width for _, width in vectors.values()), 0)
+    return Stack(
+        size["num_layers"],
+        size["hidden_size"],
+        size["num_attention_heads"],
+        selected=selected,
+        num_key_value_heads=grouped[0],
+        head_size=head_size,
+    )
+
+
+def stack_sizes(shape: ModelShape) -> dict[str, StackSizes]:
+    """What of a teacher's sizes decides what it takes on disk."""
+    return {
+        name: StackSizes(stack.hidden_size, stack.num_attention_heads, {kind: stack.vectors(kind) for kind in VECTOR_KINDS})
+        for name, stack in shape.stacks.items()
+    }
 
 
 def logits_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -114,6 +136,11 @@ def logits_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
             "--teacher_cache_dir), or leave the logits out (--distill_weights logits=0)."
         )
     return shapes[kind]
+
+
+def had_head(manifest: Manifest) -> bool:
+    """Whether a stored teacher had a head; a language model whose predictions nobody read had none."""
+    return kind_of_classes((manifest.teacher.model_class,)) != "other"
 
 
 def has_cache(folder: str | Path) -> bool:

@@ -17,7 +17,7 @@ from hf_compress.errors import ArgumentError, CacheError
 from hf_compress.task import Kind
 from hf_compress.teacher import LiveTeacher, load_teacher
 from hf_compress.teacher_cache_run import teacher_run
-from hf_compress.teacher_identity import special_ids_of, weights_hash
+from hf_compress.teacher_identity import had_head, special_ids_of, weights_hash
 
 _OWN_DTYPE, _AUTOCAST = 0, 2
 
@@ -72,7 +72,7 @@ def ask_when_missing(
             assert path is not None
             own = cache.manifest.teacher.dtype.partition(",")[_OWN_DTYPE]
             with torch.random.fork_rng(devices=[]):  # the student's dropout shall not hang on when an example is missing
-                model = load_teacher(path, kind, revision=flags.teacher_revision, dtype=own)
+                model = load_teacher(path, kind, revision=flags.teacher_revision, dtype=own, needs_logits=had_head(cache.manifest))
             refuse_mismatch(cache.manifest, {"teacher.weights": weights_hash(model.state_dict().items())}, "in another folder")
         return teacher_run(LiveTeacher(model).to(accelerator.device), cache.spec, cache.stored.selection, accelerator)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from hf_compress.arguments import LOSS_FLAGS, CompressionArguments
 from hf_compress.cache.manifest import Manifest, refuse_mismatch
@@ -31,7 +31,7 @@ from hf_compress.signals import SignalSource, SignalSpec
 from hf_compress.task import ModelShape, kind_of
 from hf_compress.teacher import LiveTeacher, load_teacher
 from hf_compress.teacher_checks import check_vocabularies, label_order, labels_of
-from hf_compress.teacher_identity import shape_of, tokenizer_hash, weights_hash
+from hf_compress.teacher_identity import had_head, shape_of, tokenizer_hash, weights_hash
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,21 @@ class TeacherSide:
     source: SignalSource | None
     shape: ModelShape | None
     losses: Sequence[Loss]
+
+
+def teacher_at(path: str, student: nn.Module, flags: CompressionArguments, losses: Sequence[Loss] | None) -> PreTrainedModel:
+    """Load the teacher of a run, with the head that its losses read.
+
+    Args:
+        path: where it is.
+        student, flags, losses: as for `live_side`.
+
+    Raises:
+        TeacherError: see `load_teacher`.
+    """
+    chosen = losses if losses is not None else recipe_of(flags, {})
+    reads = any(loss.weight and loss.needs_teacher and loss.phase == "prediction" for loss in chosen)
+    return load_teacher(path, kind_of(student), revision=flags.teacher_revision, dtype=flags.teacher_dtype, needs_logits=reads)
 
 
 def live_side(
@@ -84,6 +99,7 @@ def live_side(
     # What a budget leaves of the hidden states is chosen later; it is a selection in any case.
     selection = flags.selection if flags.teacher_cache_budget is None else Selection.everything()
     if selection is not None:
+        signals_within(student, model, flags, losses, selection)  # a loss that needs the states whole says so before they are stored
         chosen = with_selection(chosen, selection, ModelShape.of(student), shape)
     return TeacherSide(LiveTeacher(model, label_order=order), shape, chosen)
 
@@ -144,6 +160,11 @@ def with_selection(losses: Sequence[Loss], selection: Selection, student: ModelS
             logger.info("attention scores are left out: --hidden_states_selection %s is about hidden states", selection)
             continue
         every_layer = depth.layers is None and depth.scheme is None and depth.pairs is None
+        if loss.whole_states and not every_layer:
+            raise LossError(
+                f"--hidden_states_selection {selection} chooses layers, and {loss.name} has a rule of its own for that. Leave it out, "
+                "or take a recipe that follows it (mud, layerwise, tinybert)."
+            )
         if isinstance(loss, HiddenStatesLoss) and not every_layer:
             if type(loss) is EmbeddingsLoss:
                 continue  # layer 0 is one of the layers that the selection chooses from
@@ -221,8 +242,9 @@ def recipe_of(flags: CompressionArguments, stored: Mapping[str, Any]) -> list[Lo
         settings.recipe or DEFAULT_RECIPE,
         layer_map=settings.layer_map,
         temperature=settings.distill_temperature,
-        weights={str(name): weight for name, weight in settings.weights.items()},
+        weights=settings.weights,
         skip_heads=settings.distill_skip_heads,
+        relation_heads=settings.distill_relation_heads,
     )
 
 
@@ -240,7 +262,8 @@ def _refuse_other_teacher(manifest: Manifest, flags: CompressionArguments, teach
         file = os.path.join(path, "model.safetensors")
         if os.path.isfile(file) and weights_hash(load_file(file).items()) == manifest.teacher.weights:
             return
-        teacher = load_teacher(path, kind, revision=flags.teacher_revision, dtype=flags.teacher_dtype)
+        with_head = had_head(manifest)
+        teacher = load_teacher(path, kind, revision=flags.teacher_revision, dtype=flags.teacher_dtype, needs_logits=with_head)
     command = "delete the folder, or name another with --teacher_cache_dir, and start the same command again"
     refuse_mismatch(manifest, {"teacher.weights": weights_hash(teacher.state_dict().items())}, command)
 

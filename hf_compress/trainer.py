@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -39,12 +38,12 @@ from hf_compress.run_checks import (
 )
 from hf_compress.task import TOKEN_KINDS, kind_of
 from hf_compress.task_loss import labels_mean, refuse_foreign_loss, with_decoder_inputs
-from hf_compress.teacher import LiveTeacher, load_teacher
+from hf_compress.teacher import LiveTeacher
 from hf_compress.teacher_cache_run import build_for_run, examples_of, look_for_examples, training_data
 from hf_compress.teacher_identity import has_cache
 from hf_compress.teacher_on_miss import ask_when_missing, asks_live
 from hf_compress.teacher_score import say_score, teacher_score
-from hf_compress.teacher_side import cached_side, live_side, no_teacher, recipe_settings, signals_within
+from hf_compress.teacher_side import cached_side, live_side, no_teacher, recipe_settings, signals_within, teacher_at
 from hf_compress.trim_padding import TrimPaddingCollator
 
 logger = logging.getLogger(__name__)
@@ -141,7 +140,7 @@ class DistillTrainer(Trainer):
             side = cached_side(student, flags, self._losses, self.processing_class, handed_over, self.args.device)
         else:
             if path is not None and self._loaded_teacher is None:  # once, also where model_init builds many students
-                self._loaded_teacher = load_teacher(path, kind_of(student), revision=flags.teacher_revision, dtype=flags.teacher_dtype)
+                self._loaded_teacher = teacher_at(path, student, flags, self._losses)
             model = self._loaded_teacher if path is not None else handed_over
             if path is not None:
                 warn_of_same_model(student, model, path)
@@ -381,14 +380,17 @@ class DistillTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """The Trainer's checkpoint, and the projections beside it."""
+        """The Trainer's checkpoint, once the teacher was seen to be sound."""
         self._watch.check()
         if self.distillation is not None and isinstance(self.distillation.teacher, CachedTeacher):
             self.distillation.teacher.write_missing()
         super()._save_checkpoint(model, trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's model, in a checkpoint or at the end, and the projections beside it."""
+        super().save_model(output_dir, _internal_call)
         if self.distillation is not None and len(self.distillation.projections):
-            folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-            self.distillation.projections.save(folder, write=self.args.should_save)
+            self.distillation.projections.save(str(output_dir or self.args.output_dir), write=self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The Trainer's resume, and the projections."""

@@ -9,6 +9,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from hf_compress.errors import TeacherError
+from hf_compress.students.architecture import architecture_named
 
 
 def read_config(path: str) -> Any:
@@ -36,9 +37,9 @@ def model_without_weights(path: str) -> PreTrainedModel:
         TeacherError: there is no model, or transformers does not know it.
     """
     config = read_config(path)
-    names = list(getattr(config, "architectures", None) or [])
-    found = getattr(transformers, names[0], None) if names else None
-    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+    found = architecture_named(config)
+    if found is None:
+        names = list(getattr(config, "architectures", None) or [])
         raise TeacherError(f"The config of {path} names {names[0] if names else 'no architecture'}, which is no model of transformers.")
     with torch.device("meta"):
         return found(config)

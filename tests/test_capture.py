@@ -9,7 +9,8 @@ from hf_compress.attention import attention_scores
 from hf_compress.capture import Capture
 from hf_compress.errors import LossError
 from hf_compress.layers.stack import find_stacks
-from hf_compress.signals import AttentionScores, HiddenState, SignalSpec
+from hf_compress.signals import VECTOR_KINDS, AttentionScores, AttentionVectors, HiddenState, SignalSpec
+from hf_compress.task import ModelShape
 from tests.tiny_models import ARCHITECTURES, tiny_batch, tiny_model
 
 # Where output_hidden_states ends with the raw output of the last layer; the others put their final norm on it first.
@@ -83,6 +84,43 @@ def test_scores_by_hand() -> None:
     assert grouped.shape == (1, 4, 1, 2)
 
 
+@pytest.mark.parametrize("architecture", [*WITH_SCORES, "modernbert", "t5"])
+def test_vectors_are_those_that_scores_and_outputs_are_made_of(architecture: str) -> None:
+    model = tiny_model(architecture)
+    stacks = ModelShape.of(model).stacks
+    layers = [(name, layer) for name in stacks for layer in range(1, stacks[name].num_layers + 1)]
+    spec = SignalSpec(
+        attention_scores=frozenset(AttentionScores(*layer) for layer in layers),
+        attention_vectors=frozenset(AttentionVectors(*layer, kind) for layer in layers for kind in VECTOR_KINDS),
+    )
+    batch = tiny_batch(model)
+    with torch.no_grad():
+        plain = model(**batch).logits
+        capture = Capture(model, spec, only_in_training=False)
+        outputs = model(**batch)
+    assert torch.equal(outputs["logits"], plain)
+    signals = capture.signals(outputs)
+    for stack, layer in layers:
+        queries, keys, values = (signals.attention_vectors[AttentionVectors(stack, layer, kind)] for kind in VECTOR_KINDS)
+        for kind, vectors in zip(VECTOR_KINDS, (queries, keys, values), strict=True):
+            assert (vectors.shape[1], vectors.shape[3]) == stacks[stack].vectors(kind)
+        scores = signals.attention_scores[AttentionScores(stack, layer)]
+        made = attention_scores(queries, keys, 1.0)
+        assert torch.allclose(made * (scores.sum() / made.sum()), scores, atol=1e-4)
+        assert keys.shape == values.shape and not torch.equal(keys, values)
+
+
+def test_a_berts_values_are_those_of_its_value_layer() -> None:
+    model = tiny_model("bert")
+    seen: list[torch.Tensor] = []
+    model.bert.encoder.layer[1].attention.self.value.register_forward_hook(lambda module, args, output: seen.append(output))
+    key = AttentionVectors("layers", 2, "values")
+    capture = Capture(model, SignalSpec(attention_vectors=frozenset({key})), only_in_training=False)
+    outputs = model(**tiny_batch(model))
+    assert torch.equal(capture.signals(outputs).attention_vectors[key].transpose(1, 2).flatten(2), seen[0])
+    assert not [name for name in outputs if name.startswith("attention_scores")]
+
+
 def test_evaluation_shows_nothing_and_training_does() -> None:
     model = tiny_model("bert")
     capture = Capture(model, all_states(model))
@@ -92,22 +130,34 @@ def test_evaluation_shows_nothing_and_training_does() -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_flow_through_states_and_scores(checkpointing: bool) -> None:
+def test_gradients_flow_through_states_scores_and_vectors(checkpointing: bool) -> None:
     model = tiny_model("bert").train()
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     spec = SignalSpec(
         hidden_states=frozenset({HiddenState("layers", 2)}),
         attention_scores=frozenset({AttentionScores("layers", 3)}),
+        attention_vectors=frozenset({AttentionVectors("layers", 3, "queries"), AttentionVectors("layers", 4, "values")}),
     )
     capture = Capture(model, spec)
     signals = capture.signals(model(**tiny_batch(model)))
     shown = [signals.hidden_states[HiddenState("layers", 2)], signals.attention_scores[AttentionScores("layers", 3)]]
+    shown += signals.attention_vectors.values()
     sum(tensor.pow(2).sum() for tensor in shown).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert gradients["bert.encoder.layer.0.output.dense.weight"].abs().sum() > 0.01
     assert gradients["bert.encoder.layer.2.attention.self.query.weight"].abs().sum() > 0.01
+    assert gradients["bert.encoder.layer.3.attention.self.value.weight"].abs().sum() > 0.01
+    assert gradients["bert.encoder.layer.3.attention.self.query.weight"] is None
     assert gradients["bert.encoder.layer.3.output.dense.weight"] is None
+    if checkpointing:
+        again = tiny_model("bert").train()
+        signals = Capture(again, spec).signals(again(**tiny_batch(again)))
+        shown = [*signals.hidden_states.values(), *signals.attention_scores.values(), *signals.attention_vectors.values()]
+        sum(tensor.pow(2).sum() for tensor in shown).backward()
+        for name, parameter in again.named_parameters():
+            if parameter.grad is not None:
+                assert torch.allclose(parameter.grad, gradients[name], rtol=1e-4, atol=1e-5), name
 
 
 def test_listening_is_not_saved(tmp_path: object) -> None:

@@ -21,10 +21,40 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "tests/losses/test_hidden_states.py::test_plain_loop_and_blind_to_padding",
     ),
     "attention mask": (
-        "losses/attention_scores.py",
+        "losses/reduction.py",
         "visible = real[:, None, :] & real[:, :, None]",
         "visible = torch.ones_like(real)[:, None, :] & real[:, :, None]",
         "tests/losses/test_attention_scores.py::test_plain_loop_and_blind_to_padding",
+    ),
+    "relation heads": (
+        "losses/relations.py",
+        "return (vectors / math.sqrt(vectors.shape[-1])) @",
+        "return vectors @",
+        "tests/losses/test_relations.py::test_plain_loop_and_blind_to_padding",
+    ),
+    "captured values": (
+        "capture.py",
+        "zip(VECTOR_KINDS, (query, key, value), strict=True)",
+        "zip(VECTOR_KINDS, (query, value, key), strict=True)",
+        "tests/test_capture.py::test_a_berts_values_are_those_of_its_value_layer",
+    ),
+    "combined layers": (
+        "losses/combined_layers.py",
+        "joint.chunk(len(group), dim=-1), group, strict=True)",
+        "joint.chunk(len(group), dim=-1), reversed(group), strict=True)",
+        "tests/losses/test_combined_layers.py::test_plain_loop_and_blind_to_padding",
+    ),
+    "principal basis": (
+        "students/pca_basis.py",
+        "principal @ _last_to_ones(hidden_size).to(principal)",
+        "principal",
+        "tests/students/test_warm_start.py::test_at_full_width_and_depth_the_student_is_the_teacher",
+    ),
+    "narrow heads": (
+        "students/warm_layer.py",
+        "scale = (size / their_size) ** 0.25",
+        "scale = 1.0",
+        "tests/students/test_warm_layer.py::test_narrow_heads_keep_the_scores_and_what_is_written",
     ),
     "T squared": (
         "losses/logits.py",
@@ -62,6 +92,18 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "setattr(student, IGNORED, ignored & {",
         "tests/test_distill_trainer.py::test_the_saved_student_is_a_plain_model_and_projections_lie_beside",
     ),
+    "projection handed on": (
+        "projections.py",
+        "        projections._start_from(loaded_from(student), new)",
+        "        projections._start_from(None, new)",
+        "tests/test_projections_travel.py::test_the_next_stage_starts_from_them",
+    ),
+    "pooler nobody trained": (
+        "teacher.py",
+        "        model.pooler = None  # type: ignore[assignment]",
+        "        pass",
+        "tests/test_headless_teacher.py::test_it_is_the_same_teacher_each_time_and_draws_nothing",
+    ),
     "projection resuming": (
         "trainer.py",
         "            self.distillation.projections.load(resume_from_checkpoint)",
@@ -85,6 +127,24 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "    eligible = mask.bool()",
         "    eligible = torch.ones_like(mask).bool()",
         "tests/cache/test_tokens.py::test_padding_is_never_chosen",
+    ),
+    "importance": (
+        "students/importance.py",
+        "by_example.double().abs().sum(0) * count",
+        "by_example.double().sum(0).abs() * count",
+        "tests/students/test_importance.py::test_it_equals_the_plain_loop[None-bert]",
+    ),
+    "copies of pairs": (
+        "augmentation/augmenter.py",
+        "rows.update({(*row[:column], text, *row[column + 1 :]): None for text in texts})",
+        "rows.update({(text,) * len(row): None for text in texts})",
+        "tests/augmentation/test_augmenter.py::test_a_pair_is_changed_on_one_side_at_a_time_and_the_rest_is_copied",
+    ),
+    "words that a batch decides": (
+        "augmentation/masked_words.py",
+        "if not sure and len(batch) > 1:",
+        "if not sure and len(batch) < 1:",
+        "tests/augmentation/test_masked_words.py::test_where_logits_are_nearly_equal_a_question_is_asked_alone",
     ),
     "selected tokens' count": (
         "losses/reduction.py",

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, DataCollatorForLanguageModeling
 
-from hf_compress.errors import CompressionError, LossError, TeacherError
+from hf_compress.errors import ArgumentError, CompressionError, LossError, TeacherError
 from hf_compress.layers.drop import drop_layers
 from hf_compress.losses.hidden_states import HiddenStatesLoss
 from hf_compress.losses.labels import LabelsLoss
@@ -17,6 +17,7 @@ from hf_compress.losses.logits import LogitsLoss
 from hf_compress.trainer import DistillTrainer
 from tests.tiny_models import tiny_model
 from tests.tiny_runs import arguments, rows, student, teacher
+from tests.tiny_text import tokenizer
 
 
 @pytest.mark.parametrize(
@@ -53,3 +54,23 @@ def test_a_model_that_is_its_own_teacher(tmp_path: Path, caplog: pytest.LogCaptu
         assert "its own teacher" not in caplog.text
         DistillTrainer(BertForSequenceClassification.from_pretrained(path + "/"), arguments(tmp_path / "b"), **settings)
     assert caplog.text.count("so the student begins as its own teacher") == 1
+
+
+@pytest.mark.parametrize(("probability", "evaluated", "refused"), [(0.0, True, True), (0.0, False, False), (0.15, True, False)])
+def test_an_evaluation_in_which_nothing_is_masked(tmp_path: Path, probability: float, evaluated: bool, refused: bool) -> None:
+    def make() -> None:
+        DistillTrainer(
+            tiny_model("bert", num_layers=2, head="masked_lm"),
+            arguments(tmp_path),
+            teacher=tiny_model("bert", head="masked_lm"),
+            losses=[HiddenStatesLoss()],
+            data_collator=DataCollatorForLanguageModeling(tokenizer(), mlm_probability=probability),
+            train_dataset=rows(),
+            eval_dataset=rows() if evaluated else None,
+        )
+
+    if not refused:
+        make()
+        return
+    with pytest.raises(ArgumentError, match=r"masks no word .* Leave --do_eval and --eval_strategy out"):
+        make()

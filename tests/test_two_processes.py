@@ -19,15 +19,16 @@ import json, os, sys
 import torch
 from safetensors.torch import save_file
 from hf_compress import CompressionArguments, DistillTrainer
-from tests.tiny_runs import NARROW, arguments, rows, student, teacher, every_loss
+from tests.tiny_runs import NARROW, arguments, rows, student, teacher, every_loss, every_objective
 from pathlib import Path
 
 folder, batch_size, accumulation, phases = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+losses = {"every_loss": every_loss, "every_objective": every_objective}[sys.argv[5]]()
 torch.manual_seed(5)
 args = arguments(folder, per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
                  **({"max_steps": -1} if phases else {"max_steps": 2}))
 flags = CompressionArguments(distill_phases=phases) if phases else None
-trainer = DistillTrainer(student(**NARROW), args, teacher=teacher(), losses=every_loss(), compression=flags, train_dataset=rows())
+trainer = DistillTrainer(student(**NARROW), args, teacher=teacher(), losses=losses, compression=flags, train_dataset=rows())
 trainer.train()
 if trainer.is_world_process_zero():
     save_file({name: p.detach().clone() for name, p in trainer.model.named_parameters()}, folder / "weights.safetensors")
@@ -38,7 +39,7 @@ os._exit(0)  # without Python's shutdown, in which a gloo thread may abort the p
 
 
 def run(
-    tmp_path: Path, name: str, processes: int, batch_size: int, accumulation: int = 1, phases: str = ""
+    tmp_path: Path, name: str, processes: int, batch_size: int, accumulation: int = 1, phases: str = "", losses: str = "every_loss"
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     folder = tmp_path / name
     folder.mkdir()
@@ -46,7 +47,7 @@ def run(
     script.write_text(SCRIPT)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
     done = subprocess.run(
-        [sys.executable, *launcher, str(script), str(folder), str(batch_size), str(accumulation), phases],
+        [sys.executable, *launcher, str(script), str(folder), str(batch_size), str(accumulation), phases, losses],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -57,11 +58,12 @@ def run(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("losses", ["every_loss", "every_objective"])
 @pytest.mark.parametrize("phases", ["", "intermediate=1,prediction=1"])
-def test_two_processes_and_accumulation_step_as_one_process_does(tmp_path: Path, phases: str) -> None:
-    one, log = run(tmp_path, "one", 1, 16, phases=phases)
-    two, log_of_two = run(tmp_path, "two", 2, 8, phases=phases)
-    four, _ = run(tmp_path, "four", 2, 4, 2, phases=phases)
+def test_two_processes_and_accumulation_step_as_one_process_does(tmp_path: Path, phases: str, losses: str) -> None:
+    one, log = run(tmp_path, "one", 1, 16, phases=phases, losses=losses)
+    two, log_of_two = run(tmp_path, "two", 2, 8, phases=phases, losses=losses)
+    four, _ = run(tmp_path, "four", 2, 4, 2, phases=phases, losses=losses)
     assert log[0]["loss"] > 0.01 and log[0]["grad_norm"] > 0.01
     for name in one:
         assert torch.allclose(one[name], two[name], atol=1e-5), name

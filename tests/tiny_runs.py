@@ -10,11 +10,15 @@ from datasets import Dataset
 from torch import nn
 from transformers import TrainingArguments
 
-from hf_compress.losses.attention_scores import AttentionScoresLoss
-from hf_compress.losses.hidden_states import EmbeddingsLoss, HiddenStatesLoss
+from hf_compress.losses.attention_scores import AttentionScoresLoss, AttentionsLoss
+from hf_compress.losses.combined_layers import CombinedLayersLoss
+from hf_compress.losses.hidden_states import EmbeddingsLoss, HiddenStatesLoss, HintLoss
 from hf_compress.losses.labels import LabelsLoss
 from hf_compress.losses.logits import LogitsLoss
 from hf_compress.losses.loss import Loss
+from hf_compress.losses.mixed_layers import MixedLayersLoss
+from hf_compress.losses.relations import KeyRelationsLoss, QueryRelationsLoss, ValueRelationsLoss
+from hf_compress.losses.transported_layers import AttentionScoresTransportLoss, HiddenStatesTransportLoss
 from hf_compress.trainer import DistillTrainer
 from tests.tiny_models import tiny_model
 
@@ -34,6 +38,13 @@ def rows(padded_to: int | None = None, count: int = 16) -> Dataset:
 
 def every_loss() -> list[Loss]:
     return [LogitsLoss(), HiddenStatesLoss(), EmbeddingsLoss(), AttentionScoresLoss(), LabelsLoss(weight=0.5)]
+
+
+def every_objective() -> list[Loss]:
+    """The losses that few recipes have, those with learnt maps of their own among them."""
+    relations: list[Loss] = [QueryRelationsLoss(pairs="all"), KeyRelationsLoss(relation_heads=4), ValueRelationsLoss(relation_heads="own")]
+    layers: list[Loss] = [HintLoss(), CombinedLayersLoss("overlap"), MixedLayersLoss(), HiddenStatesTransportLoss()]
+    return [LogitsLoss(), AttentionsLoss(pairs="last"), *relations, *layers, AttentionScoresTransportLoss()]
 
 
 def teacher() -> nn.Module:

@@ -23,7 +23,7 @@ from hf_compress.cache.shard import Column
 from hf_compress.cache.tokens import choose_tokens
 from hf_compress.cache.widths import unpack_mask
 from hf_compress.selected_state import AllDimensions, KeptEntries, SelectedState, SharedDimensions, Space, Subspace, at_positions
-from hf_compress.signals import AttentionScores, HiddenState, Signals, SignalSpec
+from hf_compress.signals import AttentionScores, AttentionVectors, HiddenState, Signals, SignalSpec
 
 Record = Mapping[str, npt.NDArray[Any]]
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
@@ -108,6 +108,8 @@ class Assembler:
                 signals.selected_states[key] = state
         for score_key in sorted(spec.attention_scores):
             signals.attention_scores[score_key] = self._scores(score_key, records, batch)
+        for vector_key in sorted(spec.attention_vectors):
+            signals.attention_vectors[vector_key] = self._vectors(vector_key, records, batch)
         return signals
 
     def _logits(self, name: str, records: Sequence[Record], batch: Canonical) -> Tensor:
@@ -173,7 +175,7 @@ class Assembler:
     def _rows(
         self, name: str, records: Sequence[Record], spans: Sequence[tuple[int, int]], width: int, copied: Tensor | None = None
     ) -> Tensor:
-        """(batch, width, numbers), each record's rows from where its span begins; decoded. `copied` has them as they are stored."""
+        """(batch, width, *row), each record's rows from where its span begins; decoded. `copied` has them as they are stored."""
         values = self._stored_rows(name, records, spans, width) if copied is None else copied
         if f"{name}.scales" not in self.columns:
             return values
@@ -181,12 +183,12 @@ class Assembler:
         for row, (record, (start, count)) in enumerate(zip(records, spans, strict=True)):
             stop = min(start + count, width)
             scales[row, start:stop] = torch.from_numpy(record[f"{name}.scales"][: stop - start].copy())
-        return decode({"values": values.flatten(0, 1), "scales": scales.flatten()}, self.codec).view(values.shape)
+        return decode({"values": values.flatten(0, 1).flatten(1), "scales": scales.flatten()}, self.codec).view(values.shape)
 
     def _stored_rows(self, name: str, records: Sequence[Record], spans: Sequence[tuple[int, int]], width: int) -> Tensor:
         column = self.columns[f"{name}.values"]
-        numbers = column.item[0] if column.item else self._hidden_size(name)
-        values = torch.empty(len(records), width, numbers, dtype=_DTYPES[column.dtype])  # large: only padding is written twice
+        item = column.item or (self._hidden_size(name),)
+        values = torch.empty(len(records), width, *item, dtype=_DTYPES[column.dtype])  # large: only padding is written twice
         plain = _plain(values)
         for row, (record, (start, count)) in enumerate(zip(records, spans, strict=True)):
             stop = min(start + count, width)
@@ -195,7 +197,7 @@ class Assembler:
                 plain[row, start:stop] = record[column.name][: stop - start]
             else:
                 plain[row, start:stop] = 0
-                mask = np.unpackbits(record[f"{name}.mask"], axis=-1, count=numbers, bitorder="little").astype(bool)[: stop - start]
+                mask = np.unpackbits(record[f"{name}.mask"], axis=-1, count=item[0], bitorder="little").astype(bool)[: stop - start]
                 plain[row, start:stop][mask] = record[column.name][: int(mask.sum())]
         return values
 
@@ -224,6 +226,10 @@ class Assembler:
             start = batch.starts[row]
             plain[row, start : start + batch.lengths[row]] = record[column_name]
         return values
+
+    def _vectors(self, key: AttentionVectors, records: Sequence[Record], batch: Canonical) -> Tensor:
+        """(batch, heads, tokens, head width), as attention gets them."""
+        return self._dense(field_of(key), records, batch, None).transpose(1, 2)
 
     def _scores(self, key: AttentionScores, records: Sequence[Record], batch: Canonical) -> Tensor:
         name = field_of(key)

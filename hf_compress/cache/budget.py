@@ -178,7 +178,7 @@ def _candidates(possible: Possible, sizes: FileSizes) -> Iterable[Candidate]:
     widths = (*possible.widths, possible.whole[0])
     for (depth, spec), tokens, width, codec in product(possible.depths, possible.tokens, widths, possible.codecs):
         selection = possible.selection(depth, tokens, width)
-        hidden = max(sizes.teacher.stacks[key.stack][0] for key in spec.hidden_states)
+        hidden = max(sizes.teacher.stacks[key.stack].hidden_size for key in spec.hidden_states)
         if width != possible.whole[0] and selection.num_dimensions(hidden) > possible.learnt_on(tokens):
             continue
         yield Candidate(selection, codec, spec, sizes.least(spec, selection, codec))

@@ -41,7 +41,7 @@ def choose_view(folder: Path, budget: int, codec: CodecName | None, *, attention
         folder: the cache.
         budget: bytes of the view.
         codec: the only number format; None for those that lose little.
-        attention_scores: whether those that are stored are kept.
+        attention_scores: whether those that are stored are kept, and vectors.
         in_parts: whether tokens and dimensions may be left out.
 
     Raises:
@@ -58,7 +58,7 @@ def choose_view(folder: Path, budget: int, codec: CodecName | None, *, attention
 
     teacher = TeacherSizes.of(larger.manifest, stored)
     records, starts = _records(larger, teacher.ranks)
-    hidden = max(teacher.stacks[key.stack][0] for key in larger.spec.hidden_states)
+    hidden = max(teacher.stacks[key.stack].hidden_size for key in larger.spec.hidden_states)
     narrower = in_parts and stored.width_scheme in ("all", "pca")
     fewer = in_parts and stored.width_scheme != "magnitude"  # its entries are those of all stored tokens together
     codecs = (codec,) if codec is not None else _CODECS_OF[larger.stored.codec]

@@ -44,6 +44,7 @@ from hf_compress.cache.spaces import (
     spaces_bytes,
     write_spaces,
 )
+from hf_compress.cache.stack_sizes import StackSizes
 from hf_compress.cache.teacher_rows import Said, TeacherRun, blank_signals
 from hf_compress.errors import CacheError
 
@@ -81,7 +82,7 @@ class CacheContents:
         tokenizer: hash of the vocabulary; "" where it is not known.
         codec: number format of hidden states and attention scores.
         distillation: what a later run needs to train as this one does: losses, layer map.
-        sizes: by stack, hidden size and number of heads.
+        sizes: by stack.
         logits: by name, the shape of one example's logits; -1 stands for its tokens.
         version: of hf_compress.
     """
@@ -90,7 +91,7 @@ class CacheContents:
     tokenizer: str
     codec: CodecName
     distillation: Mapping[str, Any]
-    sizes: Mapping[str, tuple[int, int]]
+    sizes: Mapping[str, StackSizes]
     logits: Mapping[str, tuple[int, ...]]
     version: str
 
@@ -123,7 +124,7 @@ class CacheBuilder:
         self.processes = processes or Processes()
         self._shows = progress and self.processes.rank == 0
         self._batch_tokens = batch_tokens or BATCH_TOKENS.get(run.device.type, CPU_BATCH_TOKENS)
-        self._hidden_sizes = {field_of(key): contents.sizes[key.stack][0] for key in run.spec.hidden_states}
+        self._hidden_sizes = {field_of(key): contents.sizes[key.stack].hidden_size for key in run.spec.hidden_states}
         # An example of so many made-up zeros is encoded as the real ones will be, and so tells bytes and columns beforehand.
         self._blank_spaces = blank_spaces(run.selection, self._hidden_sizes)
         self._blank_encoder = Encoder(run.selection, contents.codec, self._blank_spaces)
@@ -183,6 +184,7 @@ class CacheBuilder:
                 "logits": spec.logits,
                 "hidden_states": sorted(field_of(key) for key in spec.hidden_states),
                 "attention_scores": sorted(field_of(key) for key in spec.attention_scores),
+                "attention_vectors": sorted(field_of(key) for key in spec.attention_vectors),
             },
             distillation=self.contents.distillation,
             plan=plan,

@@ -1,7 +1,7 @@
 """A smaller cache out of a larger one, without the teacher.
 
     record --read as the smaller selection--> selected states --encode--> record of the smaller cache
-           --------- logits, attention scores as they are ----------->
+           ----- logits, attention scores, vectors as they are ------>
 
 A cache that holds everything in float32 gives the records that a build from the teacher would have given. What was stored coarser stays
 as coarse: no view is better than what it is read from. The new cache appears whole or not at all.
@@ -54,7 +54,7 @@ class View:
         selection: of the hidden states; a depth without a scheme or pairs is the larger cache's own.
         codec: number format; None for the larger cache's.
         num_student_layers: where the depth's scheme needs it, see `layers_of_view`.
-        attention_scores: whether those that are stored are kept.
+        attention_scores: whether those that are stored are kept, and vectors.
         version: of hf_compress, for the manifest.
     """
 
@@ -153,6 +153,7 @@ class _Source(TeacherCache):
             self.spec.logits,
             frozenset(key for stack in sorted(self.spec.stacks) for key in self._kept_states(stack)),
             self.spec.attention_scores if view.attention_scores else frozenset(),
+            self.spec.attention_vectors if view.attention_scores else frozenset(),
         )
         self.spaces: dict[str, Space] = {}  # filled as the first states are read
 
@@ -197,8 +198,13 @@ class _Source(TeacherCache):
                 _take(rows, column, records)
         if self.kept.hidden_states:
             self._add_states(rows, records)
-        if self.kept.attention_scores:
-            self._add_scores(rows, records)
+        for score_key in sorted(self.kept.attention_scores):
+            heads = self.manifest.teacher.stacks[score_key.stack]["num_attention_heads"]
+            lengths = [math.isqrt(len(record[f"{field_of(score_key)}.values"]) // heads) for record in records]
+            self._add_whole(rows, field_of(score_key), SignalSpec(attention_scores=frozenset({score_key})), records, lengths)
+        for vector_key in sorted(self.kept.attention_vectors):
+            lengths = [len(record[f"{field_of(vector_key)}.values"]) for record in records]
+            self._add_whole(rows, field_of(vector_key), SignalSpec(attention_vectors=frozenset({vector_key})), records, lengths)
         return rows
 
     def _add_states(self, rows: Rows, records: Sequence[Record]) -> None:
@@ -221,22 +227,20 @@ class _Source(TeacherCache):
         if not isinstance(state.space, AllDimensions | KeptEntries):
             self.spaces[name] = state.space
 
-    def _add_scores(self, rows: Rows, records: Sequence[Record]) -> None:
-        for key in sorted(self.kept.attention_scores):
-            name = field_of(key)
-            if self.codec == self.stored.codec:
-                for part in ("values", "scales"):
-                    if f"{name}.{part}" in self.columns:
-                        _take(rows, self.columns[f"{name}.{part}"], records)
-                continue
-            heads = self.manifest.teacher.stacks[key.stack]["num_attention_heads"]
-            batch = _batch([math.isqrt(len(record[f"{name}.values"]) // heads) for record in records])
-            signals = self._assembler.assemble(records, batch, SignalSpec(attention_scores=frozenset({key})))
-            real = torch.arange(batch.width) < torch.from_numpy(batch.lengths)[:, None]
-            encoded = Encoder(self.selection, self.codec, {}).encode(signals, real, torch.zeros_like(real), {})
-            rows.values |= encoded.values
-            rows.columns |= encoded.columns
-            rows.counts |= encoded.counts
+    def _add_whole(self, rows: Rows, name: str, spec: SignalSpec, records: Sequence[Record], lengths: Sequence[int]) -> None:
+        """What no selection touches, one signal of examples of these lengths: as it is stored, or in another codec."""
+        if self.codec == self.stored.codec:
+            for part in ("values", "scales"):
+                if f"{name}.{part}" in self.columns:
+                    _take(rows, self.columns[f"{name}.{part}"], records)
+            return
+        batch = _batch(lengths)
+        real = torch.arange(batch.width) < torch.from_numpy(batch.lengths)[:, None]
+        signals = self._assembler.assemble(records, batch, spec)
+        encoded = Encoder(self.selection, self.codec, {}).encode(signals, real, torch.zeros_like(real), {})
+        rows.values |= encoded.values
+        rows.columns |= encoded.columns
+        rows.counts |= encoded.counts
 
 
 def _write(source: _Source, folder: Path, progress: Callable[[int], object]) -> Manifest:

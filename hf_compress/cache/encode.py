@@ -91,8 +91,8 @@ class Encoder:
     """Encodes batches, all in one way.
 
     Args:
-        selection: what is kept of hidden states; logits and attention scores are kept whole.
-        codec: how hidden states and attention scores are written; logits stay float32.
+        selection: what is kept of hidden states; logits and what is of attention are kept whole.
+        codec: how hidden states, attention scores and vectors are written; logits stay float32.
         spaces: by field, the dimensions that all its tokens share, on the CPU.
     """
 
@@ -120,6 +120,9 @@ class Encoder:
             self._add_state(rows, key, states.float().cpu(), real, special, importance.get(key))
         for score_key, scores in sorted(signals.attention_scores.items()):
             self._add_scores(rows, field_of(score_key), score_key.stack, scores.float().cpu(), lengths)
+        for vector_key, vectors in sorted(signals.attention_vectors.items()):
+            self._add_vectors(rows, field_of(vector_key), vector_key.stack, vectors.float().cpu(), real)
+            rows.counts[tokens_group(vector_key.stack)] = lengths
         return rows
 
     def _add_state(self, rows: Rows, key: HiddenState, states: Tensor, real: Tensor, special: Tensor, importance: Tensor | None) -> None:
@@ -142,3 +145,11 @@ class Encoder:
         if parts and "scales" in parts[0]:
             rows.add(f"{name}.scales", queries_group(stack), torch.cat([part["scales"] for part in parts]))
             rows.counts[queries_group(stack)] = heads * lengths
+
+    def _add_vectors(self, rows: Rows, name: str, stack: str, vectors: Tensor, real: Tensor) -> None:
+        """(batch, heads, tokens, head width): a row a real token, all its heads; the shape of a row tells how many these are."""
+        taken = vectors.transpose(1, 2)[real]  # (rows, heads, head width)
+        parts = encode(taken.flatten(1), self.codec)
+        rows.add(f"{name}.values", tokens_group(stack), parts["values"].view(taken.shape))
+        if "scales" in parts:
+            rows.add(f"{name}.scales", tokens_group(stack), parts["scales"])

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.encode import Encoder
-from hf_compress.cache.fields import field_of
+from hf_compress.cache.fields import field_of, vector_shapes
 from hf_compress.cache.manifest import Manifest
 from hf_compress.cache.price import example_bytes
 from hf_compress.cache.selection import Selection
 from hf_compress.cache.shard import ONE_ROW
 from hf_compress.cache.spaces import blank_spaces, spaces_bytes
+from hf_compress.cache.stack_sizes import StackSizes
 from hf_compress.cache.teacher_rows import TeacherRun, blank_signals
 from hf_compress.errors import ArgumentError
 from hf_compress.signals import HiddenState, Signals, SignalSpec
@@ -30,12 +31,12 @@ class TeacherSizes:
     """What must be known of a teacher to tell what it takes on disk.
 
     Attributes:
-        stacks: by stack, hidden size and number of heads.
+        stacks: by stack, its sizes.
         logits: by name, the shape of one example's logits; -1 stands for its tokens.
         ranks: whether its attention can be seen, so that tokens can be ranked by it.
     """
 
-    stacks: Mapping[str, tuple[int, int]]
+    stacks: Mapping[str, StackSizes]
     logits: Mapping[str, tuple[int, ...]]
     ranks: bool
 
@@ -52,7 +53,11 @@ class TeacherSizes:
             for column in manifest.columns
             if column.name.endswith("logits.values")
         }
-        stacks = {name: (size["hidden_size"], size["num_attention_heads"]) for name, size in manifest.teacher.stacks.items()}
+        vectors = vector_shapes({column.name: column.item for column in manifest.columns})
+        stacks = {
+            name: StackSizes(size["hidden_size"], size["num_attention_heads"], vectors.get(name, {}))
+            for name, size in manifest.teacher.stacks.items()
+        }
         ranked = any(column.name.endswith(".importance") for column in manifest.columns)
         return cls(stacks, logits, ranked or stored.needs_importance)
 
@@ -90,7 +95,7 @@ def estimate(spec: SignalSpec, selection: Selection, codec: CodecName, teacher: 
     Args:
         spec: which signals it holds.
         selection: what is kept of hidden states.
-        codec: number format of hidden states and attention scores.
+        codec: number format of hidden states, attention scores and vectors.
         teacher: its sizes.
         tokens: real tokens of an example.
 
@@ -112,6 +117,6 @@ def blank_encoder(
     Raises:
         TeacherError: tokens are to be ranked by an attention that cannot be seen.
     """
-    spaces = blank_spaces(selection, {field_of(key): teacher.stacks[key.stack][0] for key in spec.hidden_states})
+    spaces = blank_spaces(selection, {field_of(key): teacher.stacks[key.stack].hidden_size for key in spec.hidden_states})
     run = TeacherRun(_Nobody(), spec, selection, torch.device("cpu"), nullcontext, ranks=teacher.ranks)
     return Encoder(selection, codec, spaces), blank_signals(spec, run, teacher.stacks, teacher.logits)

@@ -21,6 +21,7 @@ from hf_compress.cache.price import OFFSET_BYTES, RECORD_BYTES
 from hf_compress.cache.selection import Selection
 from hf_compress.cache.shard import CHECKSUMS, KEYS, ONE_ROW, ROWS, Column, offsets_dtype, shard_metadata
 from hf_compress.cache.spaces import spaces_bytes, spaces_file_bytes
+from hf_compress.cache.stack_sizes import StackSizes
 from hf_compress.cache.tensor_file import file_bytes
 from hf_compress.signals import SignalSpec
 
@@ -115,7 +116,7 @@ class FileSizes:
     def _rows(self, group: str, selection: Selection, records: Records) -> Integers:
         """(examples,) rows of a group."""
         kind, _, stack = group.partition(".")
-        hidden, heads = self.teacher.stacks.get(stack, (0, 0))
+        hidden, heads, _ = self.teacher.stacks.get(stack, StackSizes(0, 0))
         chosen = records.tokens if selection.tokens is None else np.minimum(records.choosable, selection.tokens)
         if kind == "selected":
             return chosen

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from hf_compress.cache.fields import stored_signals
+from hf_compress.cache.fields import field_of, stored_signals, vector_words
 from hf_compress.cache.hub_address import HubAddress
 from hf_compress.cache.manifest import Manifest, TeacherIdentity
 from hf_compress.cache.price import readable
@@ -122,7 +122,7 @@ def signal_words(manifest: Manifest) -> list[str]:
         layers = sorted((key.stack, key.layer) for key in keys)
         if layers:
             named.append(f"{words} " + ", ".join(f"{layer}" if stack == "layers" else f"{stack}.{layer}" for stack, layer in layers))
-    return named
+    return named + vector_words([field_of(key) for key in spec.attention_vectors])
 
 
 def _sizes(teacher: TeacherIdentity) -> str:

@@ -261,12 +261,10 @@ class TeacherCache:
         Raises:
             CacheError: naming those that are not.
         """
-        absent = sorted(
-            field_of(key) for key in (spec.hidden_states - self.spec.hidden_states) | (spec.attention_scores - self.spec.attention_scores)
-        )
+        absent = sorted(field_of(key) for key in spec.keys - self.spec.keys)
         absent += ["logits"] if spec.logits and not self.spec.logits else []
         if absent:
-            held = sorted(field_of(key) for key in self.spec.hidden_states | self.spec.attention_scores) + ["logits"] * self.spec.logits
+            held = sorted(field_of(key) for key in self.spec.keys) + ["logits"] * self.spec.logits
             raise CacheError(
                 f"The losses ask for {', '.join(absent)}, and the teacher on disk ({self.folder}) holds {', '.join(held)}. Take the "
                 "recipe and the layer map that it was built with (leave --distill_recipe and --distill_layer_map out), or build another."

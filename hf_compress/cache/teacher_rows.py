@@ -12,6 +12,7 @@ from torch import Tensor
 from hf_compress.cache.encode import Encoder, Rows
 from hf_compress.cache.select import select
 from hf_compress.cache.selection import Selection, ranking_layer
+from hf_compress.cache.stack_sizes import StackSizes
 from hf_compress.cache.tokens import token_importance
 from hf_compress.errors import TeacherError
 from hf_compress.signals import AttentionScores, HiddenState, Signals, SignalSource, SignalSpec
@@ -131,8 +132,8 @@ def _refuse_not_finite(signals: Signals, real: Tensor) -> None:
     for name, tensor in signals.named_tensors().items():
         at_tokens = tensor.dim() == 3 and tensor.shape[:2] == real.shape
         looked_at = tensor[real.to(tensor.device)] if at_tokens else tensor
-        if name.startswith("attention_scores"):
-            continue  # the scores of padding may be anything; what is stored of them is looked at when it is encoded
+        if name.startswith("attention_"):
+            continue  # the scores and vectors of padding may be anything; what is stored of them is looked at when it is encoded
         if not bool(looked_at.isfinite().all()):
             raise TeacherError(
                 f"The teacher's {name} is NaN or infinite for some examples, so it cannot teach. Load it in float32 "
@@ -141,14 +142,14 @@ def _refuse_not_finite(signals: Signals, real: Tensor) -> None:
 
 
 def blank_signals(
-    spec: SignalSpec, run: TeacherRun, sizes: Mapping[str, tuple[int, int]], logits: Mapping[str, tuple[int, ...]]
+    spec: SignalSpec, run: TeacherRun, sizes: Mapping[str, StackSizes], logits: Mapping[str, tuple[int, ...]]
 ) -> Callable[[int], tuple[Signals, Mapping[HiddenState, Tensor]]]:
     """Made-up signals in the shapes of the real ones, to see what they take on disk.
 
     Args:
         spec: what is stored.
         run: whose ranking counts.
-        sizes: by stack, hidden size and number of heads.
+        sizes: by stack.
         logits: by name, the shape that the model's logits have of one example; -1 stands for its tokens.
     """
 
@@ -157,9 +158,12 @@ def blank_signals(
         if spec.logits:
             signals.logits = {name: torch.zeros(1, *(tokens if size == -1 else size for size in shape)) for name, shape in logits.items()}
         for key in spec.hidden_states:
-            signals.hidden_states[key] = torch.zeros(1, tokens, sizes[key.stack][0])
+            signals.hidden_states[key] = torch.zeros(1, tokens, sizes[key.stack].hidden_size)
         for score_key in spec.attention_scores:
-            signals.attention_scores[score_key] = torch.zeros(1, sizes[score_key.stack][1], tokens, tokens)
+            signals.attention_scores[score_key] = torch.zeros(1, sizes[score_key.stack].num_attention_heads, tokens, tokens)
+        for vector_key in spec.attention_vectors:
+            heads, width = sizes[vector_key.stack].vectors[vector_key.kind]
+            signals.attention_vectors[vector_key] = torch.zeros(1, heads, tokens, width)
         return signals, {key: torch.zeros(1, tokens) for key in run.ranking}
 
     return blank

@@ -15,7 +15,9 @@ from hf_compress.errors import CompressionError
 COMMANDS = {
     "run": "run a script that knows nothing of hf_compress, with layers dropped or a teacher added",
     "student": "make a student out of a teacher: of its layers, or of another width",
+    "prune": "make a student of a teacher's most important heads, neurons and layers",
     "drop": "drop layers of a model",
+    "augment": "more training data: copies of examples in which words were replaced",
     "cache": "look at a teacher on disk, check it, price one, make a smaller one of it, put it on the hub",
     "study": "train with more and less of the teacher's hidden states: how much is worth how much",
     "demo": "train, drop and distil on a small corpus, offline, in minutes: a table, a picture, a report",

@@ -193,9 +193,7 @@ def _needs_attention(manifest: Manifest) -> bool:
     """Whether a run with a selection of hidden states still compares attention: only a recipe that names it does."""
     if manifest.distillation.get("selected"):
         return True  # it was stored beside a selection
-    from hf_compress.losses.attention_scores import AttentionScoresLoss
-
-    return any(isinstance(loss, AttentionScoresLoss) and loss.required for loss in _losses(manifest))
+    return any(loss.sees_attention and getattr(loss, "required", True) for loss in _losses(manifest))
 
 
 def _losses(manifest: Manifest) -> list[Loss]:

@@ -11,11 +11,11 @@ from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.estimate import Estimate, TeacherSizes, estimate
 from hf_compress.cache.price import free_bytes, readable
 from hf_compress.cache.selection import Selection
-from hf_compress.errors import ArgumentError, TeacherError
+from hf_compress.errors import ArgumentError, LossError, TeacherError
 from hf_compress.losses.recipes import DEFAULT_RECIPE, losses_of
 from hf_compress.signals import SignalSpec
 from hf_compress.task import ModelShape
-from hf_compress.teacher_identity import logits_shapes
+from hf_compress.teacher_identity import logits_shapes, stack_sizes
 from hf_compress.teacher_side import with_selection
 from hf_compress.without_weights import model_without_weights
 
@@ -67,8 +67,8 @@ def estimate_page(question: Question) -> str:
         raise TeacherError(f"The teacher has several stacks of layers ({', '.join(teacher.stacks)}), and is not stored on disk yet.")
     student, whose = _student(question, teacher)
     sizes = TeacherSizes(
-        {stack: (size.hidden_size, size.num_attention_heads) for stack, size in teacher.stacks.items()},
-        logits_shapes(model),
+        stack_sizes(teacher),
+        logits_shapes(model) if _predicts(teacher) else {},
         teacher.shows_attention_scores,
     )
 
@@ -98,12 +98,15 @@ def estimate_page(question: Question) -> str:
 def _rows(flags: CompressionArguments, student: ModelShape, teacher: ModelShape) -> tuple[list[_Row], _Row]:
     """The lines, and the one that was asked for."""
     wanted = flags.selection
-    rows = [_Row("logits only", SignalSpec(logits=True), Selection.everything())]
+    rows = [_Row("logits only", SignalSpec(logits=True), Selection.everything())] if _predicts(teacher) else []
     for text in _COMPARED:
         # Where attention cannot be seen, tokens cannot be ranked by it.
         blind = "t" in text and not teacher.shows_attention_scores
         selection = Selection.parse(text, length="left_first" if blind else None)
-        spec = _asked_for(flags, selection, student, teacher)
+        try:
+            spec = _asked_for(flags, selection, student, teacher)
+        except LossError:
+            continue  # the recipe takes no part of the hidden states
         if spec.hidden_states and selection != wanted:
             rows.append(_Row(text, spec, selection))
     everything = f"all of the recipe {flags.recipe or DEFAULT_RECIPE}"
@@ -111,6 +114,11 @@ def _rows(flags: CompressionArguments, student: ModelShape, teacher: ModelShape)
     if wanted is not None:
         rows.append(_Row(f"--hsk {wanted}", _asked_for(flags, wanted, student, teacher), wanted))
     return rows, rows[-1]
+
+
+def _predicts(teacher: ModelShape) -> bool:
+    """Whether it has a head: a bare language model, as general distillation has for its teacher, has none."""
+    return teacher.kind != "other"
 
 
 def _table(rows: Sequence[_Row], total: Callable[[_Row, CodecName], int], each: Callable[[_Row], int]) -> list[str]:
@@ -124,8 +132,7 @@ def _table(rows: Sequence[_Row], total: Callable[[_Row, CodecName], int], each: 
 
 def _asked_for(flags: CompressionArguments, selection: Selection | None, student: ModelShape, teacher: ModelShape) -> SignalSpec:
     """What the losses of the recipe would ask a teacher for."""
-    weights = {str(name): weight for name, weight in flags.weights.items()}
-    losses = losses_of(flags.recipe or DEFAULT_RECIPE, layer_map=flags.layer_map, weights=weights)
+    losses = losses_of(flags.recipe or DEFAULT_RECIPE, layer_map=flags.layer_map, weights=flags.weights)
     if selection is not None:
         losses = with_selection(losses, selection, student, teacher)
     spec = SignalSpec()
@@ -140,7 +147,8 @@ def _student(question: Question, teacher: ModelShape) -> tuple[ModelShape, str]:
     if question.student is not None:
         if question.num_layers is not None:
             raise ArgumentError("--num_layers and --model_name_or_path both tell the student's depth; give one of them.")
-        return ModelShape.of(model_without_weights(question.student)), ""
+        # The script gives it the task's head, whatever it was saved with.
+        return replace(ModelShape.of(model_without_weights(question.student)), kind=teacher.kind), ""
     pairs = question.flags.layer_map
     depth, whose = question.num_layers, ""
     if depth is None and pairs is not None and ":" in pairs:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_compress.cache.draft import FILE_NAME as DRAFT_FILE
-from hf_compress.cache.fields import field_of, stored_signals
+from hf_compress.cache.fields import field_of, stored_signals, vector_words
 from hf_compress.cache.files import read_file
 from hf_compress.cache.hub_card import recipe_flags
 from hf_compress.cache.lock import FILE_NAME as LOCK_FILE
@@ -51,6 +51,7 @@ def facts_of_finished(folder: Path | str, manifest: Manifest) -> dict[str, Any]:
         "logits": spec.logits,
         "hidden_states": sorted((field_of(key) for key in spec.hidden_states), key=_by_layer),
         "attention_scores": sorted((field_of(key) for key in spec.attention_scores), key=_by_layer),
+        "attention_vectors": sorted(field_of(key) for key in spec.attention_vectors),
         "knowledge": _knowledge(manifest),
         "examples": manifest.examples,
         "tokens": manifest.tokens,
@@ -94,6 +95,7 @@ def _unfinished(folder: Path) -> dict[str, Any]:
             "logits": bool(signals["logits"]),
             "hidden_states": sorted(signals["hidden_states"], key=_by_layer),
             "attention_scores": sorted(signals["attention_scores"], key=_by_layer),
+            "attention_vectors": sorted(signals.get("attention_vectors", [])),
             "examples": examples,
             "examples_done": sum(done),
             "bytes": size,
@@ -196,7 +198,7 @@ def _signals(facts: dict[str, Any]) -> list[str]:
         layers = [name.removeprefix(f"{kind}.").removeprefix("layers.") for name in facts[kind]]
         if layers:
             named.append(f"{words} {', '.join(layers)}")
-    return named
+    return named + vector_words(facts["attention_vectors"])
 
 
 def _by_layer(name: str) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""Attention: the student's scores against the teacher's, head by head."""
+"""Attention: the student's against the teacher's, head by head, as scores or as distributions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from hf_compress.errors import LossError
 from hf_compress.layers.layer_map import LayerMap
-from hf_compress.losses.hidden_states import stacks_in_both
+from hf_compress.losses.hidden_states import Pairs, chosen_pairs, stacks_in_both
 from hf_compress.losses.loss import Loss, Phase
-from hf_compress.losses.reduction import Batch, full_precision, masked_sum, tokens_of
+from hf_compress.losses.reduction import Batch, divergence, full_precision, masked_sum, tokens_of, visible_keys
 from hf_compress.signals import AttentionScores, Signals, SignalSpec
-from hf_compress.task import ModelShape
+from hf_compress.task import ModelShape, Stack
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ class AttentionScoresLoss(Loss):
             (0 to 1): such heads "do nothing", and teach nothing. None, the default, keeps all.
         stack: as in `HiddenStatesLoss`.
         required: raise where the two models' attention cannot be compared; False leaves the loss out there, and says so in the log.
+        pairs: which of the map's pairs to compare, as in `HiddenStatesLoss`.
         weight: see `Loss`.
 
     Example:
@@ -44,10 +45,12 @@ class AttentionScoresLoss(Loss):
 
     name: ClassVar[str] = "attention_scores"
     phase: ClassVar[Phase] = "intermediate"
+    sees_attention: ClassVar[bool] = True
     layer_map: LayerMap | str | None = None
     skip_heads: float | None = None
     stack: str | None = None
     required: bool = field(default=True, kw_only=True)
+    pairs: Pairs = field(default="all", kw_only=True)
 
     def __post_init__(self) -> None:
         if self.skip_heads is not None and not 0 < self.skip_heads < 1:
@@ -65,28 +68,18 @@ class AttentionScoresLoss(Loss):
         except LossError as error:
             if self.required:
                 raise
-            logger.info("attention scores are left out: %s", error)
+            logger.info("%s are left out: %s", self.name.replace("_", " "), error)
             return ()
 
     def _resolve(self, student: ModelShape, teacher: ModelShape) -> tuple[Loss, ...]:
-        for shape in (student, teacher):
-            if not shape.shows_attention_scores:
-                raise LossError(
-                    f"{shape.name} computes its attention in a way of its own, or is on disk without it: its scores cannot be seen. Leave "
-                    "it out: --distill_weights attention_scores=0, or the recipe logits, distilbert or pkd."
-                )
+        check_attention(self, student, teacher)
         resolved = []
         for name in stacks_in_both(self, student, teacher):
             ours, theirs = student.stacks[name], teacher.stacks[name]
             # A flag's map serves the hidden states too; its pairs with layer 0, which has no attention, are theirs alone.
-            layer_map = LayerMap(tuple(pair for pair in ours.map_from(self.layer_map, theirs) if 0 not in pair))
-            if ours.num_attention_heads != theirs.num_attention_heads:
-                pairs = ", ".join(f"{a}:{b}" for a, b in layer_map.pairs)
-                raise LossError(
-                    f"Attention scores are compared head by head, but the student has {ours.num_attention_heads} heads and the teacher "
-                    f"{theirs.num_attention_heads} (layers {pairs}). Give the student {theirs.num_attention_heads} heads, or leave the "
-                    "attention out: --distill_weights attention_scores=0, or the recipe distilbert or pkd."
-                )
+            full = ours.map_from(self.layer_map, theirs)
+            layer_map = LayerMap(chosen_pairs(tuple(pair for pair in full if 0 not in pair), self.pairs))
+            check_heads(self, ours, theirs, "layers " + ", ".join(f"{a}:{b}" for a, b in layer_map.pairs))
             resolved.append(replace(self, layer_map=layer_map, stack=name))
         return tuple(resolved)
 
@@ -106,19 +99,18 @@ class AttentionScoresLoss(Loss):
     def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Sum over layers and real queries."""
         real = batch.token_masks[self.stack or ""]  # (batch, tokens)
-        visible = real[:, None, :] & real[:, :, None]  # (batch, queries, keys)
-        if self.stack in batch.causal_stacks:
-            visible = visible & torch.ones_like(visible[0]).tril()
+        keys = visible_keys(real, causal=self.stack in batch.causal_stacks)  # (batch, 1, queries, keys)
         total = torch.zeros((), device=real.device)
         for student_layer, teacher_layer in self._pairs:
             ours = full_precision(student.attention_scores[AttentionScores(self.stack or "", student_layer)])
             theirs = full_precision(teacher.attention_scores[AttentionScores(self.stack or "", teacher_layer)])
-            keys = visible[:, None]  # (batch, 1, queries, keys)
-            # In place of a where(): one pass less over (batch, heads, queries, keys), the largest tensors of the step.
-            squares = (ours - theirs).masked_fill(~keys, 0.0).pow(2).sum(-1)  # (batch, heads, queries)
-            per_query = squares / keys.sum(-1).clamp(min=1)
-            total = total + masked_sum(self._over_heads(per_query, theirs, keys, batch), real)
+            total = total + masked_sum(self._over_heads(self._per_query(ours, theirs, keys), theirs, keys, batch), real)
         return total
+
+    def _per_query(self, student: Tensor, teacher: Tensor, keys: Tensor) -> Tensor:
+        """(batch, heads, queries, keys) twice -> (batch, heads, queries)."""
+        # In place of a where(): one pass less over (batch, heads, queries, keys), the largest tensors of the step.
+        return (student - teacher).masked_fill(~keys, 0.0).pow(2).sum(-1) / keys.sum(-1).clamp(min=1)
 
     def _over_heads(self, per_query: Tensor, scores: Tensor, keys: Tensor, batch: Batch) -> Tensor:
         """(batch, heads, queries) -> (batch, queries)."""
@@ -137,3 +129,55 @@ class AttentionScoresLoss(Loss):
     def _pairs(self) -> tuple[tuple[int, int], ...]:
         assert isinstance(self.layer_map, LayerMap), "resolve() comes first"
         return self.layer_map.pairs
+
+
+@dataclass(frozen=True)
+class AttentionsLoss(AttentionScoresLoss):
+    """Compare where attention goes: the distributions that the softmax makes of the scores (MiniLM 2002.10957, eq. 3).
+
+        mean over heads of KL(softmax(a_T) || softmax(a_S)),  over real queries; padding, and what comes later, is no key
+
+    MiniLM compares the last layers alone, MobileBERT (2004.02984, section 3.3) all of them. A constant added to a query's scores
+    changes no distribution, so this leaves the student more room than `AttentionScoresLoss`, which TinyBERT found to teach better where
+    all layers are compared. A window that attention is limited to (sliding, local) is not looked at: all real keys count.
+
+    Attributes: as in `AttentionScoresLoss`.
+
+    Example:
+        >>> str(AttentionsLoss(LayerMap.uniform(6, 12), pairs="last", weight=0.5).layer_map)
+        '1:2,2:4,3:6,4:8,5:10,6:12'
+    """
+
+    name: ClassVar[str] = "attentions"
+
+    def _per_query(self, student: Tensor, teacher: Tensor, keys: Tensor) -> Tensor:
+        """See `AttentionScoresLoss`."""
+        return divergence(student, teacher, keys)
+
+
+def check_attention(loss: Loss, student: ModelShape, teacher: ModelShape) -> None:
+    """Refuse models whose scores cannot be seen.
+
+    Raises:
+        LossError: naming the model.
+    """
+    for shape in (student, teacher):
+        if not shape.shows_attention_scores:
+            raise LossError(
+                f"{shape.name} computes its attention in a way of its own, or is on disk without it: its scores cannot be seen. Leave "
+                f"it out: --distill_weights {loss.name}=0, or the recipe logits, distilbert or pkd."
+            )
+
+
+def check_heads(loss: Loss, student: Stack, teacher: Stack, layers: str) -> None:
+    """Refuse stacks of other numbers of heads.
+
+    Raises:
+        LossError: naming both, and the layers.
+    """
+    ours, theirs = student.num_attention_heads, teacher.num_attention_heads
+    if ours != theirs:
+        raise LossError(
+            f"Attention is compared head by head, but the student has {ours} heads and the teacher {theirs} ({layers}). Give the student "
+            f"{theirs} heads, or leave the attention out: --distill_weights {loss.name}=0, or the recipe distilbert or pkd."
+        )

@@ -18,7 +18,7 @@ from hf_compress.task import ModelShape, Stack
 
 HiddenStatesKind = Literal["mse", "cosine", "summary"]
 ProjectionChoice = Literal["shared", "per_layer", "none"]
-Pairs = Literal["all", "last", "all_but_last"]
+Pairs = Literal["all", "last", "all_but_last", "middle"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class HiddenStatesLoss(Loss):
         kind: see above.
         projection: see above; "none" refuses models of different widths.
         stack: "encoder" or "decoder"; None is each stack the model has.
-        pairs: which of the map's pairs to compare: DistilBERT takes the last, PKD all others.
+        pairs: which of the map's pairs to compare: DistilBERT takes the last, PKD all others, FitNets the middle one.
         weight: see `Loss`.
 
     Example:
@@ -67,16 +67,12 @@ class HiddenStatesLoss(Loss):
             raise LossError(f"{type(self).__name__} has no projection {self.projection!r}; it has 'shared', 'per_layer' and 'none'.")
 
     def __str__(self) -> str:
-        through = f", through {self.projection} projection {self.widths[0]} -> {self.widths[1]}" if self.projections else ""
+        through = f", through {self.projection} projection {self.widths[0]} -> {self.widths[1]}" if self._projected else ""
         return f"{super().__str__()} ({self.kind}, student:teacher {self.layer_map}{through})"
 
     def resolve(self, student: ModelShape, teacher: ModelShape) -> tuple[Loss, ...]:
         """Choose stacks, fill in the layer map, and see whether a projection is needed."""
-        if student.main_input != "input_ids":
-            raise LossError(
-                f"{student.name} reads {student.main_input}, so there are no tokens to count, and {self.name} counts tokens. "
-                "Use the recipe logits, which counts examples."
-            )
+        refuse_without_tokens(self, student)
         resolved = []
         for name in stacks_in_both(self, student, teacher):
             ours, theirs = student.stacks[name], teacher.stacks[name]
@@ -87,19 +83,13 @@ class HiddenStatesLoss(Loss):
                     f"The student's hidden size is {widths[0]} and the teacher's {widths[1]}, so their states can only be compared "
                     "through a projection: projection='shared' or 'per_layer'."
                 )
-            if theirs.selected and self.kind != "mse":
-                raise LossError(
-                    f"The teacher on disk holds part of its hidden states (some tokens, some dimensions), and {self.name} of the kind "
-                    f"{self.kind!r} needs them whole. Take kind 'mse' (the recipes mud, layerwise, tinybert), or store everything: --hsk "
-                    "all."
-                )
+            if self.kind != "mse":
+                refuse_part_of_states(self, theirs, f" of the kind {self.kind!r}")
             resolved.append(replace(self, layer_map=layer_map, stack=name, widths=widths, selected=theirs.selected))
         return tuple(resolved)
 
     def _map(self, student: Stack, teacher: Stack) -> LayerMap:
-        full = student.map_from(self.layer_map, teacher)
-        chosen = {"all": full.pairs, "last": full.pairs[-1:], "all_but_last": full.pairs[:-1] or full.pairs}[self.pairs]
-        return LayerMap(chosen)
+        return LayerMap(chosen_pairs(student.map_from(self.layer_map, teacher).pairs, self.pairs))
 
     @property
     def unit(self) -> str:
@@ -111,7 +101,7 @@ class HiddenStatesLoss(Loss):
     @property
     def projections(self) -> dict[str, Projection]:
         """None where the widths agree."""
-        if self.widths[0] == self.widths[1]:
+        if not self._projected:
             return {}
         return {self._projection_name(layer): Projection(*self.widths) for layer, _ in self._pairs}
 
@@ -145,6 +135,10 @@ class HiddenStatesLoss(Loss):
         return total
 
     @property
+    def _projected(self) -> bool:
+        return self.widths[0] != self.widths[1]
+
+    @property
     def _pairs(self) -> tuple[tuple[int, int], ...]:
         assert isinstance(self.layer_map, LayerMap), "resolve() comes first"
         return self.layer_map.pairs
@@ -153,7 +147,7 @@ class HiddenStatesLoss(Loss):
         return f"{self.stack}_shared" if self.projection == "shared" else f"{self.stack}_layer_{layer}"
 
     def _student_key(self, layer: int, teacher_layer: int) -> HiddenState:
-        name = "" if self.widths[0] == self.widths[1] else self._projection_name(layer)
+        name = self._projection_name(layer) if self._projected else ""
         return HiddenState(self.stack or "", layer, name, teacher_layer if self.selected else None)
 
     def _of_selected(self, student: Signals, teacher: Signals) -> Tensor:
@@ -180,6 +174,46 @@ class EmbeddingsLoss(HiddenStatesLoss):
         return LayerMap(((0, 0),))
 
 
+@dataclass(frozen=True)
+class HintLoss(HiddenStatesLoss):
+    """Compare the middle layers, through a learnt regressor (FitNets 1412.6550, eq. 3).
+
+        mean_d (W h_S + b - h_T)^2,  over real tokens; the pair in the middle of the layer map
+
+    The regressor is there whatever the widths: the student's middle layer shall be able to tell what the teacher's knows, not be equal to
+    it. So it binds one layer, and loosely, where `HiddenStatesLoss` binds all. The paper trains the layers up to the hint first, by
+    itself (`--distill_phases intermediate=N,prediction=M`), and halves and sums the squares where this takes their mean.
+
+    Attributes: as in `HiddenStatesLoss`; a map of one pair names the guided layer and the hint.
+
+    Example:
+        >>> HintLoss(LayerMap(((3, 8),))).pairs
+        'middle'
+    """
+
+    name: ClassVar[str] = "hint"
+    projection: ProjectionChoice = "per_layer"
+    pairs: Pairs = field(default="middle", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.projection == "none":
+            raise LossError("HintLoss has a regressor, so projection='none' does not go with it. Take HiddenStatesLoss(pairs='middle').")
+
+    @property
+    def _projected(self) -> bool:
+        return self.widths != (0, 0)
+
+    def _projection_name(self, layer: int) -> str:
+        return f"{self.stack}_hint"
+
+
+def chosen_pairs(pairs: tuple[tuple[int, int], ...], which: Pairs) -> tuple[tuple[int, int], ...]:
+    """Some pairs of a layer map, in its order; of an even number the middle one is the one before the middle."""
+    middle = (len(pairs) - 1) // 2
+    return {"all": pairs, "last": pairs[-1:], "all_but_last": pairs[:-1] or pairs, "middle": pairs[middle : middle + 1]}[which]
+
+
 def summary_index(mask: Tensor, last: bool) -> Tensor:
     """Where the token stands that sums an example up.
 
@@ -192,6 +226,24 @@ def summary_index(mask: Tensor, last: bool) -> Tensor:
     """
     positions = torch.arange(mask.shape[-1], device=mask.device).expand_as(mask)
     return torch.where(mask, positions, -1).amax(-1) if last else mask.int().argmax(-1)
+
+
+def refuse_without_tokens(loss: Loss, student: ModelShape) -> None:
+    """A model of images has no tokens to count."""
+    if student.main_input != "input_ids":
+        raise LossError(
+            f"{student.name} reads {student.main_input}, so there are no tokens to count, and {loss.name} counts tokens. "
+            "Use the recipe logits, which counts examples."
+        )
+
+
+def refuse_part_of_states(loss: Loss, teacher: Stack, words: str = "") -> None:
+    """Some losses need the teacher's states whole."""
+    if teacher.selected:
+        raise LossError(
+            f"The teacher on disk holds part of its hidden states (some tokens, some dimensions), and {loss.name}{words} needs them whole. "
+            "Take hidden_states of the kind 'mse' (the recipes mud, layerwise, tinybert), or store everything: --hsk all."
+        )
 
 
 def stacks_in_both(loss: HiddenStatesLoss | Loss, student: ModelShape, teacher: ModelShape) -> list[str]:

@@ -36,10 +36,13 @@ class Loss(ABC):
 
     weight: float = field(default=1.0, kw_only=True)
 
-    # As flags and logs call it; the phase of a two-phase run in which it takes part; whether it reads the teacher.
+    # As flags and logs call it; the phase of a two-phase run in which it takes part; whether it reads the teacher; whether it chooses the
+    # teacher's layers itself and needs their states whole, so that no selection of hidden states goes with it; whether it reads attention.
     name: ClassVar[str]
     phase: ClassVar[Phase]
     needs_teacher: ClassVar[bool] = True
+    whole_states: ClassVar[bool] = False
+    sees_attention: ClassVar[bool] = False
 
     @abstractmethod
     def resolve(self, student: ModelShape, teacher: ModelShape) -> tuple[Loss, ...]:

@@ -243,3 +243,45 @@ def squared_error(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """
     apply: Callable[..., Tensor] = _SquaredError.apply
     return apply(student, teacher.detach(), mask)
+
+
+def visible_keys(real: Tensor, *, causal: bool) -> Tensor:
+    """Which keys each query may see: (batch, tokens) bool, True where a token is real -> (batch, 1, queries, keys) bool."""
+    visible = real[:, None, :] & real[:, :, None]
+    if causal:
+        visible = visible & torch.ones_like(visible[0]).tril()
+    return visible[:, None]
+
+
+class _Divergence(torch.autograd.Function):
+    """The gradient of a softmax's cross-entropy is the difference of two distributions: one tensor is kept, not five."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, visible: Tensor) -> Tensor:
+        hidden, lowest = ~visible, torch.finfo(student.dtype).min  # no infinity: a query that sees nothing would be NaN
+        log_student = student.masked_fill(hidden, lowest).log_softmax(-1)
+        log_teacher = teacher.masked_fill(hidden, lowest).log_softmax(-1)
+        probabilities = log_teacher.exp()
+        value = log_teacher.sub_(log_student).mul_(probabilities).sum(-1)
+        ctx.save_for_backward(log_student.exp_().sub_(probabilities))
+        return value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (difference,) = ctx.saved_tensors
+        return difference * gradient[..., None], None, None
+
+
+def divergence(student: Tensor, teacher: Tensor, visible: Tensor) -> Tensor:
+    """KL(softmax(teacher) || softmax(student)) over the keys that a query may see.
+
+    Args:
+        student, teacher: (batch, heads, queries, keys), before mask and softmax; the teacher's has no gradient.
+        visible: see `visible_keys`.
+
+    Returns:
+        (batch, heads, queries); 0 for a query that sees nothing.
+    """
+    apply: Callable[..., Tensor] = _Divergence.apply
+    return apply(student, teacher.detach(), visible)

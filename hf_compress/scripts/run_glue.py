@@ -1,4 +1,4 @@
-"""Fine-tune a sequence classifier on a GLUE task or on one's own CSV, JSON or parquet files.
+"""Fine-tune a sequence classifier on a GLUE task or on one's own CSV, JSON or parquet files, or on a task with files for its splits.
 
 A script like any other that is built on `transformers.Trainer`: it knows nothing of compression. `hf-compress run glue ...` runs it,
 and adds layer dropping and distillation from outside; `examples/run_glue.py` is the same script with the two-line change that adopts the
@@ -55,7 +55,9 @@ class DataArguments:
     """What the model learns from."""
 
     task_name: str | None = field(default=None, metadata={"help": "A GLUE task: " + ", ".join(TEXT_COLUMNS)})
-    train_file: str | None = field(default=None, metadata={"help": "Training data instead of a task (.csv, .json or .parquet)."})
+    train_file: str | None = field(
+        default=None, metadata={"help": "Training data without a task, or in place of the task's own (.csv, .json or .parquet)."}
+    )
     validation_file: str | None = field(default=None, metadata={"help": "Validation data, of the same kind."})
     test_file: str | None = field(default=None, metadata={"help": "Test data, of the same kind."})
     max_seq_length: int = field(default=128, metadata={"help": "Longer inputs are cut to this many tokens."})
@@ -94,10 +96,11 @@ FILE_FLAGS = {"train": "--train_file", "validation": "--validation_file", "test"
 
 def load_splits(arguments: DataArguments, cache_dir: str | None) -> DatasetDict:
     """Load the task, or the files, as splits named train, validation and test (mnli: validation_matched and so on)."""
-    if arguments.task_name is not None:
-        return load_dataset("nyu-mll/glue", arguments.task_name, cache_dir=cache_dir)
+    task = None if arguments.task_name is None else load_dataset("nyu-mll/glue", arguments.task_name, cache_dir=cache_dir)
     named = {"train": arguments.train_file, "validation": arguments.validation_file, "test": arguments.test_file}
     files = {split: path for split, path in named.items() if path is not None}
+    if task is not None and not files:
+        return task
     kinds = {Path(path).suffix.lstrip(".") for path in files.values()}
     if len(kinds) != 1:
         raise ValueError(f"The files must be of one kind, not {', '.join(sorted(kinds))}.")
@@ -111,8 +114,33 @@ def load_splits(arguments: DataArguments, cache_dir: str | None) -> DatasetDict:
         if kind == "csv" and not has_rows(Path(path)):
             raise ValueError(f"{FILE_FLAGS[split]} {path} holds no examples: there is nothing below its header.")
     splits = load_dataset(kind, data_files=files, cache_dir=cache_dir)
-    check_files(splits, files)
-    return splits
+    check_files(splits, files, arguments.task_name)
+    return splits if task is None else in_place(task, splits, files)
+
+
+def in_place(task: DatasetDict, splits: DatasetDict, files: dict[str, str]) -> DatasetDict:
+    """The task's splits, with those of the files in their place: the labels, by name or by number, and the score stay the task's.
+
+    Raises:
+        ValueError: labels that the task does not have.
+    """
+    feature = next(iter(task.values())).features["label"]
+    whole = DatasetDict(task)
+    for split, dataset in splits.items():
+        for name in [name for name in task if name == split or name.startswith(f"{split}_")]:  # mnli has two of some
+            del whole[name]
+        if "label" in dataset.column_names:
+            names = getattr(feature, "names", None)
+            try:
+                dataset = dataset.cast_column("label", feature)
+                unknown = set(dataset["label"]) - set(range(len(names))) if names and split != "test" else set()
+            except (ValueError, KeyError, TypeError) as error:
+                unknown = {error}
+            if unknown:
+                known = ", ".join(names or ["numbers"])
+                raise ValueError(f"{FILE_FLAGS[split]} {files[split]} has labels that the task has not ({known}): {unknown.pop()}.")
+        whole[split] = dataset
+    return whole
 
 
 def has_rows(path: Path) -> bool:
@@ -121,21 +149,22 @@ def has_rows(path: Path) -> bool:
         return sum(1 for _ in islice((line for line in lines if line.strip()), 2)) == 2
 
 
-def check_files(splits: DatasetDict, files: dict[str, str]) -> None:
+def check_files(splits: DatasetDict, files: dict[str, str], task_name: str | None = None) -> None:
     """Refuse files without rows, without labels, or with empty cells, before anything else is loaded.
 
     Raises:
         ValueError: naming the flag, the file and the column.
     """
-    columns = text_columns(None, splits)
+    columns = text_columns(task_name, splits)
     for split, dataset in splits.items():
         named = f"{FILE_FLAGS[split]} {files[split]}"
         needed = (*columns, *(["label"] if split != "test" else []))
         missing = [column for column in needed if column not in dataset.column_names]
         if missing or not columns:
+            wanted = "one or two columns of text" if task_name is None else "the task's columns " + " and ".join(columns)
             raise ValueError(
                 f"{named} has no column '{missing[0] if missing else 'sentence'}'; its columns are: {', '.join(dataset.column_names)}. "
-                "Needed are one or two columns of text, and 'label'."
+                f"Needed are {wanted}, and 'label'."
             )
         for column in needed:
             empty = [row for row, value in enumerate(dataset[column], start=1) if value is None or value == "" or value != value]

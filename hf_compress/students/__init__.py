@@ -1,1 +1,1 @@
-"""Students: out of the teacher's own layers, or of the teacher's design at another width."""
+"""Students: out of the teacher's own layers, of its most important parts, or of its design at another width."""

@@ -1,20 +1,24 @@
-"""A student from a teacher: some of its layers with their weights, or its design at another width with random weights."""
+"""A student from a teacher: some of its layers with their weights, or its design at another width, at random or fitted to the teacher."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from hf_compress.errors import ArgumentError, TeacherError
 from hf_compress.layers.drop import drop_layers
 from hf_compress.layers.record import CONFIG_KEY
 from hf_compress.layers.stack import find_stacks
+from hf_compress.students.architecture import architecture_named
+from hf_compress.students.warm_start import check_warm_start, warm_start
 from hf_compress.students.width import with_width
+
+Init = Literal["random", "pca"]
 
 
 def student_from_teacher(
@@ -25,13 +29,17 @@ def student_from_teacher(
     hidden_size: int | None = None,
     num_attention_heads: int | None = None,
     intermediate_size: int | None = None,
+    init: Init = "random",
+    examples: Iterable[Mapping[str, Any]] | None = None,
     seed: int | None = None,
 ) -> PreTrainedModel:
     """Make a student; the teacher stays as it is.
 
     With `layers_to_keep`, or `num_hidden_layers` alone, the student is a copy of the teacher with only those layers, and its config
     records which they were, so a layer map can follow. With another width it has the teacher's architecture, head and label names, and
-    random weights, as TinyBERT (4 layers, 312, 12 heads, 1200; arXiv 1909.10351).
+    random weights, as TinyBERT (4 layers, 312, 12 heads, 1200; arXiv 1909.10351). With `init="pca"` those weights are fitted to what the
+    teacher computes on examples, in the principal subspace of its hidden states (see `students/warm_start.py`), and the student carries
+    the projection back to the teacher's width, where a `DistillTrainer` finds it.
 
     Args:
         teacher: a model, or a folder or name to load it from.
@@ -40,10 +48,13 @@ def student_from_teacher(
         hidden_size: the width; by default the teacher's.
         num_attention_heads: by default the teacher's number.
         intermediate_size: the feed-forward size; by default in the teacher's ratio to the width.
+        init: where the weights of another width start: "random", or "pca" for those of BERT, RoBERTa and DistilBERT.
+        examples: for "pca", dicts of tensors (batch, tokens), as the teacher takes them; labels are not read. 16,384 tokens are enough.
         seed: for the random weights; by default torch's own state goes on.
 
     Raises:
         ArgumentError: nothing asked for, two requests that contradict each other, or a width that the heads do not divide.
+        DataError: too few examples for "pca".
         LayerDropError: layers that the teacher does not have, or that cannot be left out.
         TeacherError: the teacher cannot be loaded, or its config does not say which model it is.
 
@@ -51,6 +62,7 @@ def student_from_teacher(
         >>> student = student_from_teacher("bert-base-uncased", layers_to_keep=(1, 4, 8, 12))
         >>> tiny = student_from_teacher(teacher, num_hidden_layers=4, hidden_size=312, num_attention_heads=12, intermediate_size=1200)
     """
+    _check_init(init, examples, layers_to_keep, hidden_size)
     widths = (hidden_size, num_attention_heads, intermediate_size)
     if layers_to_keep is not None and num_hidden_layers is not None:
         raise ArgumentError("layers_to_keep and num_hidden_layers contradict each other; give one of them.")
@@ -68,10 +80,16 @@ def student_from_teacher(
         num_attention_heads=num_attention_heads,
         intermediate_size=intermediate_size,
     )
+    if init == "pca":
+        teacher = load_teacher(teacher) if isinstance(teacher, str) else teacher
+        check_warm_start(teacher, config)
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        return model_class(config)
+        student = model_class(config)
+    if examples is not None and not isinstance(teacher, str):
+        warm_start(student, teacher, examples)
+    return student
 
 
 def evenly_spread(num_layers_to_keep: int, num_layers: int) -> tuple[int, ...]:
@@ -111,6 +129,24 @@ def without_task(model: PreTrainedModel) -> str | None:
     return None
 
 
+def _check_init(
+    init: Init, examples: Iterable[Mapping[str, Any]] | None, layers_to_keep: Sequence[int] | None, hidden_size: int | None
+) -> None:
+    if init not in ("random", "pca"):
+        raise ArgumentError(f"init is {init!r}; expected 'random' or 'pca'.")
+    if init == "random":
+        if examples is not None:
+            raise ArgumentError("examples are read for init='pca' alone; random weights and kept layers need none. Leave one of them out.")
+        return
+    if layers_to_keep is not None or hidden_size is None:
+        raise ArgumentError(
+            "init='pca' fits a student of another width, and layers at the teacher's own width keep their weights as they are: "
+            "give hidden_size, with num_hidden_layers for the depth, or leave init out."
+        )
+    if examples is None:
+        raise ArgumentError("init='pca' fits the student to what the teacher computes: give examples (--task_name or --train_file).")
+
+
 def _of_kept_layers(teacher: PreTrainedModel | str, layers_to_keep: Sequence[int] | None, num_hidden_layers: int | None) -> PreTrainedModel:
     """A copy of the teacher without its other layers."""
     student = load_teacher(teacher) if isinstance(teacher, str) else copy.deepcopy(teacher)
@@ -137,9 +173,9 @@ def _design(teacher: PreTrainedModel | str) -> tuple[PreTrainedConfig, type[PreT
         config = AutoConfig.from_pretrained(teacher)
     except (OSError, ValueError) as error:
         raise TeacherError(f"There is no model in {teacher}: {_first_line(error)}") from error
-    names = list(getattr(config, "architectures", None) or [])
-    found = getattr(transformers, names[0], None) if names else None
-    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+    found = architecture_named(config)
+    if found is None:
+        names = list(getattr(config, "architectures", None) or [])
         raise TeacherError(
             f"The config of {teacher} names {names[0] if names else 'no architecture'}, which is no model of transformers; "
             "load the teacher yourself and pass the model."

@@ -8,10 +8,12 @@ from typing import Any
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
 from hf_compress.errors import ArgumentError
+from hf_compress.projection_file import FILE_NAME
+from hf_compress.projections import ATTRIBUTE, Projections
 
 
 def save_student(student: PreTrainedModel, output_dir: str | Path, tokenizer_source: str | Path | None) -> str | None:
-    """Write the student and a copy of the teacher's tokenizer (or image processor).
+    """Write the student, the projections that it carries, and a copy of the teacher's tokenizer (or image processor).
 
     Args:
         student: what to save.
@@ -28,6 +30,10 @@ def save_student(student: PreTrainedModel, output_dir: str | Path, tokenizer_sou
     check_output_dir(folder, tokenizer_source)
     processor = None if tokenizer_source is None else _processor(str(tokenizer_source))
     student.save_pretrained(folder)
+    (folder / FILE_NAME).unlink(missing_ok=True)  # of a student that was here before
+    projections = getattr(student, ATTRIBUTE, None)
+    if isinstance(projections, Projections):
+        projections.save(folder)
     if processor is None:
         return None
     processor.save_pretrained(folder)

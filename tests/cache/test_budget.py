@@ -25,6 +25,7 @@ from hf_compress.cache.plan import make_plan
 from hf_compress.cache.reader import StoredHow
 from hf_compress.cache.select import keeps_whole_states
 from hf_compress.cache.selection import Selection
+from hf_compress.cache.stack_sizes import StackSizes
 from hf_compress.cache.verify import verify
 from hf_compress.cli.cache import main as cache_command
 from hf_compress.errors import ArgumentError, CacheError
@@ -39,7 +40,7 @@ from tests.tiny_models import tiny_model
 from tests.tiny_runs import arguments, largest_difference, student, teacher, weights
 
 ROOT = Path(__file__).parents[2]
-SIZES = TeacherSizes({"layers": (16, 2)}, {"logits": (2,)}, ranks=True)
+SIZES = TeacherSizes({"layers": StackSizes(16, 2)}, {"logits": (2,)}, ranks=True)
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,15 @@ from hf_compress.cache.estimate import TeacherSizes, estimate
 from hf_compress.cache.index import Index
 from hf_compress.cache.manifest import INDEX_FILE, SHARED_FILE, Manifest
 from hf_compress.cache.selection import Selection
+from hf_compress.cache.stack_sizes import StackSizes
 from hf_compress.cache.tensor_file import TensorFile
 from hf_compress.errors import ArgumentError, TeacherError
 from hf_compress.signals import SignalSpec
 from tests.cache.tiny_caches import builder, pairs, scores, states
 from tests.tiny_models import tiny_model
 
-SIZES = TeacherSizes({"layers": (16, 2)}, {"logits": (2,)}, ranks=True)
-BERT = TeacherSizes({"layers": (768, 12)}, {"logits": (2,)}, ranks=True)
+SIZES = TeacherSizes({"layers": StackSizes(16, 2)}, {"logits": (2,)}, ranks=True)
+BERT = TeacherSizes({"layers": StackSizes(768, 12)}, {"logits": (2,)}, ranks=True)
 LENGTH = 9
 
 

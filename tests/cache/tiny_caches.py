@@ -24,7 +24,7 @@ from hf_compress.layers.stack import find_stacks
 from hf_compress.signals import AttentionScores, HiddenState, Signals, SignalSource, SignalSpec
 from hf_compress.task import ModelShape
 from hf_compress.teacher import LiveTeacher
-from hf_compress.teacher_identity import identity_of, logits_shapes
+from hf_compress.teacher_identity import identity_of, logits_shapes, stack_sizes
 
 Example = dict[str, list[int]]
 Collator = Callable[[list[Any]], dict[str, Tensor]]
@@ -110,7 +110,7 @@ def builder(
         tokenizer="",
         codec=codec,
         distillation=distillation or {},
-        sizes={name: (size.hidden_size, size.num_attention_heads) for name, size in shape.stacks.items()},
+        sizes=stack_sizes(shape),
         logits=logits_shapes(model) if spec.logits else {},
         version="test",
     )

@@ -1,0 +1,41 @@
+"""The learnt projections beside a model on disk: a run writes them there, and a later one starts from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hf_compress.errors import ArgumentError
+
+FILE_NAME = "distill_projections.safetensors"
+
+
+def shared_projection(stack: str) -> str:
+    """The name of the one projection that all layers of a stack share."""
+    return f"{stack}_shared"
+
+
+def write_projections(folder: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write `NAME.weight`, (teacher's width, student's width), and `NAME.bias`, (teacher's width,), of each projection."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, Path(folder) / FILE_NAME)
+
+
+def read_projections(folder: str | Path) -> dict[str, Tensor]:
+    """What `write_projections` wrote; empty where the folder has no such file.
+
+    Raises:
+        ArgumentError: the file is damaged.
+    """
+    path = Path(folder) / FILE_NAME
+    if not path.is_file():
+        return {}
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ArgumentError(
+            f"The projections in {path} cannot be read ({error}). Delete that file, and they start anew; or train that student again."
+        ) from error
