@@ -118,12 +118,12 @@ def same_run(one: Recording, other: Recording, start: nn.Module | None = None) -
     [
         {},
         {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
-        {"dataloader_num_workers": 2},
+        pytest.param({"dataloader_num_workers": 2}, marks=pytest.mark.slow),
         pytest.param(
             {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "save_strategy": "steps", "save_steps": 5},
             marks=pytest.mark.slow,
         ),
-        {"save_strategy": "steps", "save_steps": 3},
+        pytest.param({"save_strategy": "steps", "save_steps": 3}, marks=pytest.mark.slow),
         {"model": lambda: student(hidden_dropout_prob=0.3)},
     ],
     ids=["shuffled", "accumulation", "two workers", "workers with the old index", "written at checkpoints", "dropout"],

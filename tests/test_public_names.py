@@ -62,6 +62,7 @@ def test_torch_and_transformers_wait_until_they_are_used(statement: str) -> None
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_seq2seq_is_not_bound_by_another_name() -> None:
     # `hf-compress run` puts its trainer in place before transformers' Seq2SeqTrainer is defined.
     code = "import sys; from hf_compress import DistillTrainer; print('transformers.trainer_seq2seq' in sys.modules)"

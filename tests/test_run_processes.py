@@ -34,6 +34,7 @@ def start(folder: Path, *arguments: str, module: str = "hf_compress.run") -> sub
     )
 
 
+@pytest.mark.slow
 def test_started_as_a_module_after_a_launchers_flag(tmp_path: Path) -> None:
     script = write_script(tmp_path, "seq2seq")
     result = start(tmp_path, "--local_rank=0", str(script), *TOP, *training_flags(tmp_path))

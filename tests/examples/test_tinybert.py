@@ -108,7 +108,11 @@ def test_the_settings_of_tasks(tinybert: ModuleType, task: str, paper: tuple[int
         (["--steps", "teacher"], "Say which task"),
         (["--task_name", "mrcp"], "mrcp is no GLUE task"),
         (["--task_name", "mrpc"], "general distillation needs raw text"),
-        (["--task_name", "mrpc", "--steps", "augment", "--train_file", "nowhere.csv"], "augment stopped with exit code 2"),
+        pytest.param(
+            ["--task_name", "mrpc", "--steps", "augment", "--train_file", "nowhere.csv"],
+            "augment stopped with exit code 2",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_is_refused(tinybert: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: str) -> None:
@@ -116,6 +120,7 @@ def test_what_is_refused(tinybert: ModuleType, tmp_path: Path, capsys: pytest.Ca
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_step_alone_into_a_new_folder(tinybert: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("sentence,label\nthe room was clean,good\nthe bed was loud,bad\n")
     (tmp_path / "vectors.txt").write_text("\n".join(f"{word} {number} {number % 3}" for number, word in enumerate(WORDS[5:])) + "\n")
