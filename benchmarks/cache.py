@@ -75,7 +75,9 @@ def build(
     teacher: BertForSequenceClassification, student: BertForSequenceClassification, data: Any, size: int, selection: str, folder: Path
 ) -> float:
     """Build a cache; seconds."""
-    arguments = DistillTrainingArguments(**trainer_settings(size), **settings_of(selection, folder), build_teacher_cache_only=True)
+    arguments = DistillTrainingArguments(
+        **trainer_settings(size), **settings_of(selection, folder), teacher_cache_dtype="float16", build_teacher_cache_only=True
+    )
     started = time.perf_counter()
     with contextlib.suppress(SystemExit):
         DistillTrainer(model=student, args=arguments, train_dataset=data, teacher=teacher).train()

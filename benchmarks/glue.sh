@@ -71,7 +71,7 @@ mud() { # how much of the teacher's hidden states is enough; a study goes on whe
         # shellcheck disable=SC2086
         hf-compress study glue --output_dir "$OUT/study-$task" --study_parts ends --arms 1l_10t_0.1h,2l_50t_0.5h --seeds "${SEEDS// /,}" \
             --teacher_model_name_or_path "$OUT/teacher-$task" --model_name_or_path "$OUT/student3-$task" --task_name "$task" \
-            --do_train --do_eval --distill_phases intermediate=4,prediction=2 --per_device_train_batch_size 32 --learning_rate 1e-4 \
+            --do_train --do_eval --distill_phases intermediate=4,prediction=2 --teacher_cache_dtype float16 --per_device_train_batch_size 32 --learning_rate 1e-4 \
             --pad_to_max_length False --report_to none --use_cpu True $PRECISION
     done
 }

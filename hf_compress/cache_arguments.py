@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
 
 from hf_compress.argument_values import layer_numbers, number_of_bytes, one_of
-from hf_compress.cache.codec_name import CODEC_NAMES, CodecName
+from hf_compress.cache.codec_name import CODEC_NAMES, DEFAULT_CODEC, CodecName
 from hf_compress.cache.hub_address import HubAddress, is_hub_address
 from hf_compress.cache.selection import DepthScheme, LengthScheme, MaskReading, RankBy, Selection, WidthScheme
 from hf_compress.errors import ArgumentError
@@ -42,7 +42,7 @@ class TeacherCacheArguments:
         ),
     )
     teacher_cache_dtype: str | None = field(
-        default=None, metadata=_flag(f"Number format on disk: {', '.join(CODEC_NAMES)}; by default float16.")
+        default=None, metadata=_flag(f"Number format on disk: {', '.join(CODEC_NAMES)}; by default {DEFAULT_CODEC}.")
     )
     teacher_cache_layers: str | None = field(
         default=None,
@@ -111,7 +111,7 @@ class TeacherCacheArguments:
     @property
     def codec(self) -> CodecName:
         """The number format, checked."""
-        return cast(CodecName, self.teacher_cache_dtype or "float16")
+        return cast(CodecName, self.teacher_cache_dtype or DEFAULT_CODEC)
 
     def stored_layers(self, num_layers: int) -> frozenset[int]:
         """The teacher layers that `--teacher_cache_layers` names, of `num_layers`; 0 is the embedding output.

@@ -240,5 +240,5 @@ def test_flags_without_effect(flags: dict[str, Any], words: tuple[str, ...]) -> 
 
 def test_a_number_format_that_the_finished_cache_does_not_have(tmp_path: Path) -> None:
     run(tmp_path, teacher())
-    refused(tmp_path, CacheError, "float16", "int8", teacher_cache_dtype="int8")
-    run(tmp_path, teacher_cache_dtype="float16")
+    refused(tmp_path, CacheError, "int8", "float16", teacher_cache_dtype="float16")
+    run(tmp_path, teacher_cache_dtype="int8")

@@ -46,7 +46,7 @@ def stopped(folder: Path, monkeypatch: pytest.MonkeyPatch, shards: int, **more: 
 @pytest.mark.parametrize(
     ("others", "words"),
     [
-        ({"teacher_cache_dtype": "int8"}, ("codec", "float16", "int8")),
+        ({"teacher_cache_dtype": "float16"}, ("codec", "float16", "int8")),
         ({"guide": tiny_model("bert", num_layers=4, seed=9)}, ("teacher.weights",)),
         ({"losses": [LogitsLoss(), HiddenStatesLoss(LayerMap(((1, 1), (2, 4))))]}, ("signals.hidden_states",)),
         ({"train_dataset": other_rows(range(16))}, ("examples",)),

@@ -58,7 +58,7 @@ def flag_parser() -> argparse.ArgumentParser:
     augment.add_argument("--vectors", help="Word vectors for words of several pieces, GloVe's text format.")
     augment.add_argument("--num_copies", type=int, help="By default the task's.")
     task = parser.add_argument_group("task distillation")
-    task.add_argument("--teacher_cache_dtype", default="float16", choices=("float32", "float16", "bfloat16", "int8"))
+    task.add_argument("--teacher_cache_dtype", default="int8", choices=("float32", "float16", "bfloat16", "int8"))
     task.add_argument("--live_teacher", action="store_true", help="Ask the teacher in every epoch, where its cache would be too large.")
     task.add_argument("--intermediate_epochs", type=float, help="By default the task's.")
     task.add_argument("--intermediate_learning_rate", type=float, default=5e-5)

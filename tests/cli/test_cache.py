@@ -236,7 +236,9 @@ def test_estimate_with_another_recipe_and_a_students_config(config: str, capsys:
     assert set(rows) == {"logits only", "all of the recipe logits"} and len(set(rows.values())) == 1
     logits = rows["logits only"]
     assert main(["cache", *asked, "--distill_recipe", "minilmv2"]) == 0
-    assert table(capsys.readouterr().out)["all of the recipe minilmv2"] == logits + 4 + 3 * 20 * 16 * 2  # queries, keys, values, as float16
+    assert table(capsys.readouterr().out)["all of the recipe minilmv2"] == logits + 4 + 3 * 20 * (
+        16 + 4
+    )  # queries, keys, values, a scale each
     assert main(["cache", *asked, "--distill_recipe", "ckd"]) == 0  # compares whole layers alone
     assert set(table(capsys.readouterr().out)) == {"logits only", "all of the recipe ckd"}
     assert main(["cache", *asked, "--distill_recipe", "ckd", "--hsk", "1l"]) == 2
