@@ -9,6 +9,7 @@ parts()              sum over this micro-batch / count of the step, loss by loss
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from hf_compress.capture import Capture
 from hf_compress.errors import LossError, TeacherError
 from hf_compress.layers.stack import find_stacks, pretrained_model
 from hf_compress.losses.labels import LabelsLoss
-from hf_compress.losses.loss import Loss, Phase
+from hf_compress.losses.loss import Loss, Phase, Projection
 from hf_compress.losses.reduction import Batch, BatchReader
 from hf_compress.projections import Projections
 from hf_compress.signals import Signals, SignalSource, SignalSpec
@@ -64,7 +65,7 @@ class Distillation:
         self.teacher = teacher
         self.teacher_spec = SignalSpec()
         self.student = student
-        self.projections = Projections.attach(student, {k: v for loss in self.losses for k, v in loss.projections.items()})
+        self.projections = Projections.attach(student, _projections(self.losses))
         self.reader = _reader(student, shape, tokenizer, label_name, self.losses)
         self._student_capture: Capture | None = None
         self.active = self.losses
@@ -182,9 +183,23 @@ class Distillation:
             else:
                 total = loss(student, teacher, batch)
             value = total / counts[self.units.index(loss.unit)].clamp(min=1)
-            name = loss.name if loss.name not in parts else f"{loss.name}_{getattr(loss, 'stack', len(parts))}"
-            parts[name] = (value, loss.weight)
+            names = chain((loss.name, f"{loss.name}_{getattr(loss, 'stack', 1)}"), (f"{loss.name}_{number}" for number in count(2)))
+            parts[next(name for name in names if name not in parts)] = (value, loss.weight)
         return parts
+
+
+def _projections(losses: Sequence[Loss]) -> dict[str, Projection]:
+    """The learnt maps of all losses; those of one name are shared, and so must be of one size."""
+    found: dict[str, Projection] = {}
+    for loss in losses:
+        for name, size in loss.projections.items():
+            if found.setdefault(name, size) != size:
+                other = found[name]
+                raise LossError(
+                    f"Two losses ask for the projection {name}, {other.in_features} -> {other.out_features} and {size.in_features} -> "
+                    f"{size.out_features} (the second is {loss.name}). They cannot both be had; leave one of the losses out."
+                )
+    return found
 
 
 def _reader(student: nn.Module, shape: ModelShape, tokenizer: Any, label_name: str, losses: Sequence[Loss]) -> BatchReader:

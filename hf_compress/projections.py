@@ -60,10 +60,15 @@ class Projections(nn.ModuleDict):
         return projected
 
     def save(self, folder: str | Path, *, write: bool = True) -> None:
-        """Write the maps beside a checkpoint; all processes call it, since under ZeRO-3 each holds a part, and one writes."""
+        """Write the maps beside a checkpoint; all processes call it, since under ZeRO-3 each holds a part, and one writes.
+
+        Where there are none, a file that an earlier run left there is taken away: the next run would start from it.
+        """
         with _gathered(self):
-            if write:
+            if write and len(self):
                 write_projections(folder, self.state_dict())
+            elif write:
+                (Path(folder) / FILE_NAME).unlink(missing_ok=True)
 
     def load(self, folder: str | Path) -> None:
         """Read the maps back when a run is resumed.

@@ -67,18 +67,26 @@ class _StandIn:
 class _Waiting(MetaPathFinder):
     """Waits for transformers' table of configs to be imported; then it is gone."""
 
+    def __init__(self) -> None:
+        self._aside = False  # while the others are asked
+
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Pass over every module but that one, which its usual loader loads."""
-        if fullname != CONFIG_TABLE:
+        if fullname != CONFIG_TABLE or self._aside:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
+        self._aside = True
+        try:
+            spec = find_spec(fullname)
+        finally:
+            self._aside = False
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
 
             def run_and_fill_in(module: ModuleType) -> None:
                 run(module)
                 _fill_in(module)
+                if self in sys.meta_path:  # not before: who looks for a module need not import it
+                    sys.meta_path.remove(self)
 
             spec.loader.exec_module = run_and_fill_in  # type: ignore[method-assign]
         return spec

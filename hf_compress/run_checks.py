@@ -175,6 +175,15 @@ def check_run(trainer: Any, phases: Sequence[Phase]) -> None:
         raise ArgumentError("EarlyStoppingCallback watches evaluation, and an intermediate phase has none. Leave one of them out.")
 
 
+def let_ddp_find_unused(args: Any) -> None:
+    """Losses on some layers leave others, or the head, without a gradient, for which DDP would wait.
+
+    transformers has DDP look for them but under gradient checkpointing, where that used to break the re-entrant kind; that kind is refused.
+    """
+    if args is not None and args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = True
+
+
 def check_optimizer(optimizer: Any, projections: nn.Module) -> None:
     """An optimizer that was passed in was made before there were projections.
 

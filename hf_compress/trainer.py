@@ -34,6 +34,7 @@ from hf_compress.run_checks import (
     check_teacher_and_losses,
     check_trainer_class,
     flags_in_force,
+    let_ddp_find_unused,
     warn_of_same_model,
 )
 from hf_compress.task import TOKEN_KINDS, kind_of
@@ -47,7 +48,6 @@ from hf_compress.teacher_side import cached_side, live_side, no_teacher, recipe_
 from hf_compress.trim_padding import TrimPaddingCollator
 
 logger = logging.getLogger(__name__)
-
 
 # The names of what a Trainer takes by position, after model and args.
 _POSITIONAL = [name for name in inspect.signature(Trainer.__init__).parameters if name not in ("self", "model", "args")]
@@ -96,6 +96,7 @@ class DistillTrainer(Trainer):
         has_flags = compression is None and (isinstance(args, CompressionArguments) or cls.compression is not None)
         self._labels_alone = has_flags and teacher is None and losses is None and not flags.wants_distillation
         if not self._labels_alone:
+            let_ddp_find_unused(args)
             check_teacher_and_losses(self._teacher, losses, from_disk=self._reads_cache(), nobody=no_teacher(flags.teacher_cache_dir))
         self._log_parts, self._watch = LossLog(), FiniteWatch()
         self._teacher_score: dict[str, float] = {}
@@ -389,7 +390,7 @@ class DistillTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The Trainer's model, in a checkpoint or at the end, and the projections beside it."""
         super().save_model(output_dir, _internal_call)
-        if self.distillation is not None and len(self.distillation.projections):
+        if self.distillation is not None:
             self.distillation.projections.save(str(output_dir or self.args.output_dir), write=self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -9,6 +9,8 @@ import torch
 
 from hf_compress.arguments import CompressionArguments
 from hf_compress.errors import LossError
+from hf_compress.layers.layer_map import LayerMap
+from hf_compress.losses.combined_layers import CombinedLayersLoss
 from hf_compress.losses.loss import Loss
 from hf_compress.losses.relations import QueryRelationsLoss, ValueRelationsLoss
 from hf_compress.trainer import DistillTrainer
@@ -76,3 +78,17 @@ def test_attention_that_cannot_be_seen_is_refused_before_a_step(tmp_path: Path) 
     for loss in (QueryRelationsLoss(), ValueRelationsLoss()):
         with pytest.raises(LossError, match=f"{loss.name}=0"):
             DistillTrainer(pupil, arguments(tmp_path), teacher=guide, losses=[loss], train_dataset=rows())
+
+
+def test_losses_of_one_name_are_all_in_the_total(tmp_path: Path) -> None:
+    losses = [ValueRelationsLoss(LayerMap(((2, layer),))) for layer in (1, 2, 3, 4)]
+    trainer = trained(tmp_path, [*losses], max_steps=1, logging_steps=1)
+    log = trainer.state.log_history[0]
+    names = [name for name in log if name.startswith("loss_value_relations")]
+    assert len(names) == 4
+    assert log["loss"] == pytest.approx(sum(log[name] for name in names), rel=1e-4)
+
+
+def test_one_name_for_projections_of_two_sizes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LossError, match="Two losses ask for the projection"):
+        trained(tmp_path, [CombinedLayersLoss("regular"), CombinedLayersLoss("overlap")], max_steps=1)

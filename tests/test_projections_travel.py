@@ -14,6 +14,8 @@ from transformers import BertForMaskedLM, BertForSequenceClassification
 from hf_compress.errors import ArgumentError
 from hf_compress.losses.hidden_states import HiddenStatesLoss
 from hf_compress.projection_file import FILE_NAME, read_projections, shared_projection
+from hf_compress.projections import loaded_from
+from hf_compress.students.from_teacher import student_from_teacher
 from hf_compress.trainer import DistillTrainer
 from tests.tiny_models import tiny_model
 from tests.tiny_runs import NARROW, arguments, rows, teacher, trained
@@ -104,3 +106,15 @@ def test_a_damaged_file(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(ArgumentError, match="Delete that file, and they start anew"):
         read_projections(tmp_path)
+
+
+def test_a_run_without_projections_takes_away_those_of_an_earlier_one(tmp_path: Path) -> None:
+    first_stage(tmp_path)
+    trained(tmp_path, [HiddenStatesLoss()], model=tiny_model("bert", num_layers=2, seed=2), max_steps=1).save_model()
+    assert not (tmp_path / FILE_NAME).exists()
+
+
+def test_a_student_of_another_width_has_nothing_of_its_teachers_folder(tmp_path: Path) -> None:
+    first_stage(tmp_path)
+    student = student_from_teacher(BertForSequenceClassification.from_pretrained(tmp_path), hidden_size=8, num_attention_heads=2)
+    assert loaded_from(student) is None

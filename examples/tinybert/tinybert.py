@@ -158,7 +158,8 @@ class TinyBert:
             *self._training(str(folder), epochs, flags.intermediate_learning_rate, flags.batch_size),
         ]
         leaves = [folder / "model.safetensors", *([] if flags.live_teacher else [self.cache / "manifest.json"])]
-        return Step("intermediate", [train], leaves, trains_in=folder, price=None if flags.live_teacher else self._price)
+        price = None if flags.live_teacher else self._price
+        return Step("intermediate", [train], leaves, folder, price, builds_on=("general", "teacher", "augment"))
 
     def _prediction(self) -> Step:
         flags, folder = self.flags, self.out / "prediction"
@@ -171,7 +172,9 @@ class TinyBert:
             *self._training(str(folder), flags.prediction_epochs, flags.prediction_learning_rate, flags.batch_size),
             *("--lr_scheduler_type", "linear", "--warmup_steps", "0.1"),
         ]
-        return Step("prediction", [train], [folder / "model.safetensors", folder / "eval_results.json"], trains_in=folder)
+        return Step(
+            "prediction", [train], [folder / "model.safetensors", folder / "eval_results.json"], folder, builds_on=("intermediate",)
+        )
 
     def _data(self, train_file: str | None) -> Command:
         task = ["--task_name", self.flags.task_name] if self.flags.task_name else []

@@ -72,12 +72,20 @@ def choose_text_columns(table: Dataset, asked: Sequence[str] | None, source: str
     """
     there = ", ".join(table.column_names)
     if asked is None:
+        first = typed(table)[0] if all(isinstance(value, str) for value in table[0].values()) else table[0]  # .csv knows texts alone
         texts = [
-            name for name in table.column_names if name not in _NUMBERS and not name.startswith("label") and isinstance(table[0][name], str)
+            name for name in table.column_names if name not in _NUMBERS and not name.startswith("label") and isinstance(first[name], str)
         ]
         asked = ["sentence1", "sentence2"] if {"sentence1", "sentence2"} <= set(texts) else texts[:2]
         if not asked:
             raise DataError(f"{source} has no column of texts; its columns are: {there}. Name them with --text_columns.")
+        for name in asked:
+            different = len(set(table[name][:]))
+            if different <= len(table) / 10:
+                raise DataError(
+                    f"The column '{name}' of {source} has only {different} different values in {len(table)} examples, as labels have. Name "
+                    f"the columns of texts with --text_columns; there are: {there}."
+                )
     for name in asked:
         if name not in table.column_names:
             raise DataError(f"{source} has no column '{name}'; its columns are: {there}. Name those of texts with --text_columns.")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_compress.errors import LossError
 from hf_compress.layers.layer_map import LayerMap
-from hf_compress.losses.hidden_states import Pairs, chosen_pairs, stacks_in_both
+from hf_compress.losses.hidden_states import Pairs, compared_pairs, refuse_without_tokens, stacks_in_both
 from hf_compress.losses.loss import Loss, Phase
 from hf_compress.losses.reduction import Batch, divergence, full_precision, masked_sum, tokens_of, visible_keys
 from hf_compress.signals import AttentionScores, Signals, SignalSpec
@@ -77,8 +77,7 @@ class AttentionScoresLoss(Loss):
         for name in stacks_in_both(self, student, teacher):
             ours, theirs = student.stacks[name], teacher.stacks[name]
             # A flag's map serves the hidden states too; its pairs with layer 0, which has no attention, are theirs alone.
-            full = ours.map_from(self.layer_map, theirs)
-            layer_map = LayerMap(chosen_pairs(tuple(pair for pair in full if 0 not in pair), self.pairs))
+            layer_map = LayerMap(compared_pairs(ours, theirs, self.layer_map, self.pairs, first_layer=1))
             check_heads(self, ours, theirs, "layers " + ", ".join(f"{a}:{b}" for a, b in layer_map.pairs))
             resolved.append(replace(self, layer_map=layer_map, stack=name))
         return tuple(resolved)
@@ -161,6 +160,7 @@ def check_attention(loss: Loss, student: ModelShape, teacher: ModelShape) -> Non
     Raises:
         LossError: naming the model.
     """
+    refuse_without_tokens(loss, student)
     for shape in (student, teacher):
         if not shape.shows_attention_scores:
             raise LossError(

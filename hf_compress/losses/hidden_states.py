@@ -89,7 +89,7 @@ class HiddenStatesLoss(Loss):
         return tuple(resolved)
 
     def _map(self, student: Stack, teacher: Stack) -> LayerMap:
-        return LayerMap(chosen_pairs(student.map_from(self.layer_map, teacher).pairs, self.pairs))
+        return LayerMap(compared_pairs(student, teacher, self.layer_map, self.pairs))
 
     @property
     def unit(self) -> str:
@@ -197,19 +197,34 @@ class HintLoss(HiddenStatesLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.projection == "none":
-            raise LossError("HintLoss has a regressor, so projection='none' does not go with it. Take HiddenStatesLoss(pairs='middle').")
+        if self.projection != "per_layer":
+            raise LossError(
+                f"HintLoss has a regressor for each layer, so projection={self.projection!r} does not go with it. Take "
+                "HiddenStatesLoss(pairs='middle')."
+            )
 
     @property
     def _projected(self) -> bool:
         return self.widths != (0, 0)
 
     def _projection_name(self, layer: int) -> str:
-        return f"{self.stack}_hint"
+        return f"{self.stack}_hint_{layer}"
 
 
-def chosen_pairs(pairs: tuple[tuple[int, int], ...], which: Pairs) -> tuple[tuple[int, int], ...]:
-    """Some pairs of a layer map, in its order; of an even number the middle one is the one before the middle."""
+def compared_pairs(
+    student: Stack, teacher: Stack, asked: LayerMap | str | None, which: Pairs, *, first_layer: int = 0
+) -> tuple[tuple[int, int], ...]:
+    """Some pairs of a layer map, from the bottom to the top.
+
+    Args:
+        student, teacher: the stacks.
+        asked: a map or its name; with None the last pair is of both models' last layers, whatever dropping left.
+        which: of an even number the middle one is the one before the middle.
+        first_layer: 1 where layer 0, the embedding output, has nothing to compare.
+    """
+    if which == "last" and asked is None:
+        return ((student.num_layers, teacher.num_layers),)
+    pairs = tuple(sorted(pair for pair in student.map_from(asked, teacher).pairs if min(pair) >= first_layer))
     middle = (len(pairs) - 1) // 2
     return {"all": pairs, "last": pairs[-1:], "all_but_last": pairs[:-1] or pairs, "middle": pairs[middle : middle + 1]}[which]
 

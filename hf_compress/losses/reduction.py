@@ -260,7 +260,7 @@ class _Divergence(torch.autograd.Function):
     def forward(ctx: Any, student: Tensor, teacher: Tensor, visible: Tensor) -> Tensor:
         hidden, lowest = ~visible, torch.finfo(student.dtype).min  # no infinity: a query that sees nothing would be NaN
         log_student = student.masked_fill(hidden, lowest).log_softmax(-1)
-        log_teacher = teacher.masked_fill(hidden, lowest).log_softmax(-1)
+        log_teacher = teacher.to(student.dtype).masked_fill(hidden, lowest).log_softmax(-1)
         probabilities = log_teacher.exp()
         value = log_teacher.sub_(log_student).mul_(probabilities).sum(-1)
         ctx.save_for_backward(log_student.exp_().sub_(probabilities))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_compress.errors import LossError
 from hf_compress.layers.layer_map import LayerMap
-from hf_compress.losses.hidden_states import Pairs, chosen_pairs, stacks_in_both
+from hf_compress.losses.hidden_states import Pairs, compared_pairs, refuse_without_tokens, stacks_in_both
 from hf_compress.losses.loss import Loss, Phase
 from hf_compress.losses.reduction import Batch, divergence, full_precision, masked_sum, tokens_of, visible_keys
 from hf_compress.signals import AttentionVectors, Signals, SignalSpec, VectorKind
@@ -66,6 +66,7 @@ class RelationsLoss(Loss):
 
     def resolve(self, student: ModelShape, teacher: ModelShape) -> tuple[Loss, ...]:
         """Choose stacks, fill in the layer map, and settle the number of relation heads."""
+        refuse_without_tokens(self, student)
         for shape in (student, teacher):
             if not shape.shows_attention_vectors:
                 raise LossError(
@@ -75,9 +76,8 @@ class RelationsLoss(Loss):
         resolved = []
         for name in stacks_in_both(self, student, teacher):
             ours, theirs = student.stacks[name], teacher.stacks[name]
-            pairs = tuple(pair for pair in ours.map_from(self.layer_map, theirs) if 0 not in pair)
-            heads = self._heads(ours, theirs)
-            resolved.append(replace(self, layer_map=LayerMap(chosen_pairs(pairs, self.pairs)), stack=name, relation_heads=heads))
+            pairs = LayerMap(compared_pairs(ours, theirs, self.layer_map, self.pairs, first_layer=1))
+            resolved.append(replace(self, layer_map=pairs, stack=name, relation_heads=self._heads(ours, theirs)))
         return tuple(resolved)
 
     def _heads(self, student: Stack, teacher: Stack) -> int:

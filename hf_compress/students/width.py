@@ -20,7 +20,7 @@ INTERMEDIATE_SIZE_NAMES = ("intermediate_size", "hidden_dim", "n_inner", "d_inne
 
 # Sizes that many configs set to the hidden size, and then have to follow it.
 SAME_AS_HIDDEN_SIZE = ("embedding_size", "pooler_hidden_size", "pooler_output_size")
-HEAD_SIZE_NAMES = ("head_dim", "d_head", "d_kv")
+HEAD_SIZE_NAMES = ("head_dim", "d_head", "d_kv", "attention_head_size")
 PER_LAYER_NAMES = ("layer_types", "mlp_layer_types")
 
 
@@ -70,7 +70,9 @@ def with_width(
         if isinstance(values.get(name), list) and len(values[name]) == old_depth:
             values[name] = values[name][:depth]
     values.pop(CONFIG_KEY, None)  # a student of another width has lost no layers: none of them was the teacher's
-    return type(config).from_dict(values)
+    changed = type(config).from_dict(values)
+    changed._name_or_path = ""  # nothing that lies beside the teacher, as learnt projections, is this student's
+    return changed
 
 
 def _stated(values: dict[str, Any], names: tuple[str, ...], config: PreTrainedConfig, meaning: str) -> int:

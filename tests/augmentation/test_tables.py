@@ -137,3 +137,13 @@ def test_outputs_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"is there already\. Name another file, or add --overwrite"):
         check_output(tmp_path / "out.csv", str(source), overwrite=False)
     check_output(tmp_path / "out.csv", str(source), overwrite=True)
+
+
+def test_numbers_and_labels_of_a_csv_are_no_texts() -> None:
+    films = [f"film {number}" for number in range(40)]
+    rated = Dataset.from_dict({"text": films, "stars": [str(number % 5) for number in range(40)], "label": ["a", "b"] * 20})
+    assert choose_text_columns(rated, None, "f.csv") == ["text"]
+    named = Dataset.from_dict({"text": films, "sentiment": ["good", "bad"] * 20})
+    with pytest.raises(DataError, match=r"'sentiment' of f\.csv has only 2 different values in 40 examples, as labels have"):
+        choose_text_columns(named, None, "f.csv")
+    assert choose_text_columns(named, ["text"], "f.csv") == ["text"]

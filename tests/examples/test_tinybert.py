@@ -152,11 +152,11 @@ def test_a_step_that_fails_is_not_done(step: ModuleType, tmp_path: Path) -> None
         step.Flow(tmp_path / "steps").run(step.Step("first", [["verzion"]], []))
     with pytest.raises(step.FlowError, match="ended well, and yet left no"):
         step.Flow(tmp_path / "steps").run(step.Step("first", [["version"]], [tmp_path / "never"]))
-    assert not (tmp_path / "steps").exists()
+    assert [path.name for path in (tmp_path / "steps").iterdir()] == ["first.begun"]
 
 
 def test_a_step_that_was_done_before_the_one_it_builds_on(step: ModuleType, tmp_path: Path) -> None:
-    one, two = (step.Step(name, [["version"]], []) for name in ("one", "two"))
+    one, two = step.Step("one", [["version"]], []), step.Step("two", [["version"]], [], builds_on=("one",))
     flow = step.Flow(tmp_path)
     flow.run(one)
     flow.run(two)
@@ -165,6 +165,24 @@ def test_a_step_that_was_done_before_the_one_it_builds_on(step: ModuleType, tmp_
     again.run(one)
     with pytest.raises(step.FlowError, match="two was done before one was done again"):
         again.run(two)
+
+
+def test_steps_that_do_not_build_on_each_other_are_done_in_any_order(step: ModuleType, tmp_path: Path) -> None:
+    one, two = (step.Step(name, [["version"]], []) for name in ("one", "two"))
+    for each in (two, one, two):
+        step.Flow(tmp_path).run(each)
+
+
+def test_checkpoints_of_other_settings_are_not_gone_on_from(step: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    (folder / "checkpoint-9").mkdir(parents=True)
+    (folder / "checkpoint-9" / "trainer_state.json").write_text("{}")
+    with pytest.raises(step.FlowError, match="was not begun by this flow"):
+        step.Flow(tmp_path / "steps").run(step.Step("first", [["version"]], [], trains_in=folder))
+    (tmp_path / "steps").mkdir()
+    (tmp_path / "steps" / "first.begun").write_text(json.dumps({"commands": ["train --learning_rate 1"]}))
+    with pytest.raises(step.FlowError, match=r"now  version\nTake another --output_dir; or delete .*first.begun and .*out to do it again"):
+        step.Flow(tmp_path / "steps").run(step.Step("first", [["version"]], [], trains_in=folder))
 
 
 def test_a_training_goes_on_from_its_newest_whole_checkpoint(step: ModuleType, tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import torch
 
 from hf_compress.errors import LayerMapError, LossError
 from hf_compress.layers.layer_map import LayerMap
-from hf_compress.losses.hidden_states import EmbeddingsLoss, HiddenStatesLoss, summary_index
+from hf_compress.losses.attention_scores import AttentionsLoss
+from hf_compress.losses.hidden_states import EmbeddingsLoss, HiddenStatesLoss, Pairs, summary_index
 from hf_compress.losses.loss import Projection
 from hf_compress.losses.reduction import Batch
+from hf_compress.losses.relations import ValueRelationsLoss
 from hf_compress.signals import HiddenState, Signals
 from hf_compress.task import ModelShape, Stack
 
@@ -132,3 +134,20 @@ def test_embeddings_are_layer_zero_of_both() -> None:
 def test_a_map_outside_the_models_is_refused() -> None:
     with pytest.raises(LayerMapError, match="the teacher has 4 layers"):
         HiddenStatesLoss(LayerMap(((1, 5),))).resolve(shape(2, 3), shape(4, 3))
+
+
+@pytest.mark.parametrize("kind", [HiddenStatesLoss, AttentionsLoss, ValueRelationsLoss])
+def test_the_last_pair_is_of_both_last_layers_whatever_was_dropped(kind: type[HiddenStatesLoss]) -> None:
+    dropped = ModelShape("Student", "sequence_classification", {"layers": Stack(6, 4, 2, kept=(1, 2, 3, 4, 5, 6), full_depth=12)})
+    deep = ModelShape("Teacher", "sequence_classification", {"layers": Stack(12, 4, 2)})
+    (loss,) = kind(pairs="last").resolve(dropped, deep)
+    assert str(loss.layer_map) == "6:12"
+    (named,) = kind("3:7,2:5", pairs="last").resolve(dropped, deep)
+    assert str(named.layer_map) == "3:7"
+
+
+@pytest.mark.parametrize(("which", "found"), [("last", "6:12"), ("all_but_last", "1:2,3:6"), ("middle", "3:6"), ("all", "1:2,3:6,6:12")])
+def test_pairs_are_chosen_from_the_bottom_to_the_top(which: Pairs, found: str) -> None:
+    shapes = [ModelShape("Model", "sequence_classification", {"layers": Stack(depth, 4, 2)}) for depth in (6, 12)]
+    (loss,) = HiddenStatesLoss("6:12,1:2,3:6", pairs=which).resolve(*shapes)
+    assert isinstance(loss, HiddenStatesLoss) and str(loss.layer_map) == found

@@ -31,16 +31,17 @@ def test_the_middle_pair_of_the_map(layers: tuple[int, int], layer_map: str | No
 
 
 def test_a_regressor_at_equal_widths_too() -> None:
-    assert resolved(shape(2, 4), shape(4, 4)).projections == {"layers_hint": Projection(4, 4)}
-    assert resolved(shape(2, 4), shape(4, 6)).projections == {"layers_hint": Projection(4, 6)}
+    assert resolved(shape(2, 4), shape(4, 4)).projections == {"layers_hint_1": Projection(4, 4)}
+    assert resolved(shape(2, 4), shape(4, 6)).projections == {"layers_hint_1": Projection(4, 6)}
     assert HiddenStatesLoss().resolve(shape(2, 4), shape(4, 4))[0].projections == {}
-    with pytest.raises(LossError, match="has a regressor"):
-        HintLoss(projection="none")
+    for choice in ("none", "shared"):
+        with pytest.raises(LossError, match="has a regressor for each layer"):
+            HintLoss(projection=choice)
 
 
 def test_plain_loop_zero_at_equality_padding_and_gradients() -> None:
     loss, mask = resolved(shape(2, 4), shape(4, 3)), torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
-    batch, key = Batch("sequence_classification", 2, {"layers": mask}), HiddenState("layers", 1, "layers_hint")
+    batch, key = Batch("sequence_classification", 2, {"layers": mask}), HiddenState("layers", 1, "layers_hint_1")
     assert loss.student_spec().hidden_states == {key} and loss.teacher_spec().hidden_states == {HiddenState("layers", 2)}
     ours, theirs = torch.randn(2, 3, 3, dtype=torch.float64), torch.randn(2, 3, 3, dtype=torch.float64)  # ours is regressed
 

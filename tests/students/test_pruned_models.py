@@ -164,6 +164,8 @@ def test_a_student_of_another_width_can_be_made_of_it() -> None:
         "import hf_compress; from transformers import AutoModelForSequenceClassification as Auto",
         "from transformers import AutoModelForSequenceClassification as Auto; import hf_compress",
         # BertConfig's own module asks for transformers' tables while it is on its way.
+        "import hf_compress, importlib.util as u; u.find_spec('transformers.models.auto.configuration_auto'); "
+        "from transformers import AutoModelForSequenceClassification as Auto",
         "import hf_compress; from transformers import BertConfig; from transformers import AutoModelForSequenceClassification as Auto",
     ],
 )

@@ -1,0 +1,244 @@
+"""TinyBERT's ablation in small, on real data: one student, one budget, an arm for each part that is left out or put in its place.
+
+    teacher  an encoder, fine-tuned on the task          general  a narrow student after general distillation on raw text
+    data     the task's texts and N augmented copies     arm      from a start, so many epochs on the layers and on the predictions
+
+Every step is a command of the README. What is there is not made again: teacher, general student, augmented texts and teachers on disk lie
+in --work; the score of each arm goes into --json as soon as it is known, and an arm that stands there is passed over.
+
+    cd $GLUE && python $REPOSITORY/benchmarks/tinybert_ablation.py --task mrpc --model $MODEL --text wiki.txt --vectors glove.txt \
+        --work /tmp/ablation --json $REPOSITORY/benchmarks/results/tinybert_ablation.json [ARM ...]
+    python benchmarks/tinybert_ablation.py --json benchmarks/results/tinybert_ablation.json --table
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import load_dataset
+from measuring import machine
+
+STUDENT = ("--num_hidden_layers", "3", "--hidden_size", "192", "--num_attention_heads", "12", "--intermediate_size", "768")
+SCORES = ("eval_matthews_correlation", "eval_pearson", "eval_accuracy")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train the student.
+
+    Attributes:
+        what: in words, for the table.
+        start: the weights: "general", "random" or "pca".
+        augmented: learn from the copies too; else as many steps on the originals alone.
+        recipe: None for labels alone, with a plain Trainer.
+        more: further flags of the run.
+        phases: layers first, predictions after; else all losses in one phase as long as both.
+        cache: which teacher on disk it reads: arms that ask for the same layers share one.
+    """
+
+    what: str
+    start: str = "general"
+    augmented: bool = True
+    recipe: str | None = "tinybert"
+    more: tuple[str, ...] = ()
+    phases: bool = True
+    cache: str = "tinybert"
+
+
+def without(loss: str, *others: str) -> tuple[str, ...]:
+    """The flag that leaves losses out."""
+    return ("--distill_weights", ",".join(f"{name}=0" for name in (loss, *others)))
+
+
+ARMS: dict[str, Arm] = {
+    "full": Arm("general distillation, augmentation, all losses, uniform map"),
+    "no_general": Arm("without general distillation: random weights", start="random"),
+    "pca": Arm("in place of general distillation: --init pca", start="pca"),
+    "no_task": Arm("without task distillation: fine-tuned on the labels", augmented=False, recipe=None),
+    "no_augmentation": Arm("without augmentation: as many steps on the originals", augmented=False),
+    "no_attention": Arm("without attention scores", more=without("attention_scores")),
+    "no_hidden": Arm("without hidden states", more=without("hidden_states")),
+    "no_layers": Arm("without both", more=without("attention_scores", "hidden_states")),
+    "no_embeddings": Arm("without embeddings", more=without("embeddings")),
+    "no_prediction": Arm("without the teacher's predictions: labels in their place", more=("--distill_weights", "logits=0,labels=1")),
+    "top": Arm("map top", more=("--distill_layer_map", "top"), cache="top"),
+    "bottom": Arm("map bottom", more=("--distill_layer_map", "bottom"), cache="bottom"),
+    "skip_heads": Arm("without heads that look at separators (--distill_skip_heads 0.5)", more=("--distill_skip_heads", "0.5")),
+    "alone": Arm("alone: random weights, labels", start="random", augmented=False, recipe=None),
+    "layerwise": Arm("recipe layerwise", recipe="layerwise", phases=False, cache="layerwise"),
+    "distilbert": Arm("recipe distilbert", recipe="distilbert", phases=False, cache="distilbert"),
+    "pkd": Arm("recipe pkd", recipe="pkd", phases=False, cache="pkd"),
+    "mud": Arm("recipe mud", recipe="mud", cache="mud"),
+    "minilm": Arm("recipe minilm", recipe="minilm", cache="minilm"),
+    "minilmv2": Arm("recipe minilmv2", recipe="minilmv2", cache="minilmv2"),
+    "fitnets": Arm("recipe fitnets", recipe="fitnets", cache="fitnets"),
+    "ckd": Arm("recipe ckd", recipe="ckd", phases=False, cache="ckd"),
+    "alp": Arm("recipe alp", recipe="alp", phases=False, cache="alp"),
+    "emd": Arm("recipe emd", recipe="emd", cache="emd"),
+    "mobilebert": Arm("recipe mobilebert", recipe="mobilebert", cache="mobilebert"),
+}
+
+
+class Ablation:
+    """The commands of one task and seed.
+
+    Args:
+        options: see `main`.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.task = options, options.task
+        self.work = Path(options.work).resolve()
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.teacher = self.work / f"teacher-{self.task}"
+
+    def prepare(self) -> None:
+        """Teacher, general student and augmented texts, where they are not there yet."""
+        if not (self.teacher / "eval_results.json").exists():
+            self._glue(self.teacher, self.options.model, 3, 5e-5, 16)
+        for start in ("random", "pca"):
+            folder = self.work / f"{start}-{self.task}"
+            warm = ("--init", "pca", "--task_name", self.task) if start == "pca" else ()
+            if not (folder / "config.json").exists():
+                self._run("student", self.teacher, "-o", folder, *STUDENT, *warm)
+        if not (self.work / "general" / "model.safetensors").exists():
+            if not (self.work / "raw" / "config.json").exists():
+                self._run("student", self.options.model, "-o", self.work / "raw", *STUDENT)
+            recipe = ("--trainer_class", "DistillTrainer", "--distill_recipe", "tinybert_general", "--mlm_probability", "0")
+            rate = ("--learning_rate", self.options.general_learning_rate, "--warmup_steps", "0.1")
+            models = ("--teacher_model_name_or_path", self.options.model, "--model_name_or_path", self.work / "raw")
+            size = ("--max_seq_length", "128", "--num_train_epochs", self.options.general_epochs, "--per_device_train_batch_size", "32")
+            files = ("--train_file", self.options.text, "--line_by_line", "--do_train", "--output_dir", self.work / "general")
+            self._run("run", "mlm", *recipe, *rate, *models, *size, *files, *self._hardware())
+        if not self.augmented.exists():
+            source = self.work / f"{self.task}.json"
+            load_dataset("nyu-mll/glue", self.task, split="train").to_json(source)
+            mlm = ("--mlm", self.options.mlm) if self.options.mlm else ()
+            self._run("augment", source, "-o", self.augmented, *mlm, "--vectors", self.options.vectors, "--num_copies", self.options.copies)
+
+    @property
+    def augmented(self) -> Path:
+        """The originals and their copies."""
+        return self.work / f"{self.task}-augmented.json"
+
+    def score(self, name: str, seed: int) -> dict[str, Any]:
+        """Train one arm; its score, in percent, and the seconds it took."""
+        arm, folder = ARMS[name], self.work / f"{self.task}-{name}-{seed}"
+        intermediate, prediction = self.options.epochs
+        # As many steps, whatever the data.
+        times = 1.0 if arm.augmented else self._rows(self.augmented) / self._rows(self.work / f"{self.task}.json")
+        start = self.work / ("general" if arm.start == "general" else f"{arm.start}-{self.task}")
+        more: list[Any] = ["--train_file", self.augmented] if arm.augmented else []
+        if arm.recipe is not None:
+            more += ["--trainer_class", "DistillTrainer", "--distill_recipe", arm.recipe, *arm.more]
+            # Originals stand among the augmented texts, so one teacher on disk serves both.
+            cache = self.work / f"cache-{self.task}-{arm.cache}"
+            if not (cache / "manifest.json").exists():
+                built = ("--teacher_model_name_or_path", self.teacher, "--teacher_cache_dir", cache, "--build_teacher_cache_only", "True")
+                whole = ("--train_file", self.augmented, "--trainer_class", "DistillTrainer", "--distill_recipe", arm.recipe)
+                mapped = arm.more if arm.cache in ("top", "bottom") else ()
+                self._glue(self.work / "built", start, 1, 1e-4, 32, *whole, *mapped, *built)
+            more += ["--teacher_cache_dir", cache]
+            if arm.phases:
+                more += ["--distill_phases", f"intermediate={times * intermediate:g},prediction={times * prediction:g}"]
+        started = time.perf_counter()
+        self._glue(folder, start, times * (intermediate + prediction), self.options.learning_rate, 32, *more, "--seed", seed)
+        result = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
+        found = next(result[metric] for metric in SCORES if metric in result)
+        return {"score": round(100 * found, 2), "seconds": round(time.perf_counter() - started)}
+
+    def teacher_score(self) -> float:
+        """In percent."""
+        result = json.loads((self.teacher / "eval_results.json").read_text(encoding="utf-8"))
+        return round(100 * next(result[metric] for metric in SCORES if metric in result), 2)
+
+    def _glue(self, output: Path, model: object, epochs: float, rate: float, batch: int, *more: object) -> None:
+        fixed = ("--pad_to_max_length", "False", "--save_strategy", "no", "--per_device_train_batch_size", batch)
+        asked = ("--model_name_or_path", model, "--num_train_epochs", f"{epochs:g}", "--learning_rate", rate, "--output_dir", output)
+        self._run("run", "glue", "--task_name", self.task, *asked, "--do_train", "--do_eval", *fixed, *self._hardware(), *more)
+
+    def _hardware(self) -> tuple[str, ...]:
+        return ("--report_to", "none", *shlex.split(self.options.training_flags))
+
+    def _rows(self, file: Path) -> int:
+        return len(load_dataset("json", data_files=str(file), split="train"))
+
+    def _run(self, *words: object) -> None:
+        command = [str(word) for word in words]
+        print("$ hf-compress", shlex.join(command), flush=True)
+        subprocess.run([sys.executable, "-m", "hf_compress.cli.app", *command], check=True)
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: a row an arm, tasks side by side, in the order of `ARMS`."""
+    tasks = list(results["tasks"])
+    lines = ["| arm | " + " | ".join(tasks) + " |", "|---|" + "---:|" * len(tasks)]
+    lines.append("| the teacher | " + " | ".join(f"{results['tasks'][task]['teacher']:.1f}" for task in tasks) + " |")
+    for name, arm in ARMS.items():
+        cells = []
+        for task in tasks:
+            seeds = results["tasks"][task]["arms"].get(name, {})
+            scores = [found["score"] for found in seeds.values()]
+            each = f" ({', '.join(f'{score:.1f}' for score in scores)})" if len(scores) > 1 else ""
+            cells.append(f"{statistics.fmean(scores):.1f}{each}" if scores else "")
+        if any(cells):
+            lines.append(f"| `{name}`: {arm.what} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the arms that are asked for, or print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("arms", nargs="*", metavar="ARM", help=f"{', '.join(ARMS)}; by default all, in this order")
+    parser.add_argument("--json", required=True, metavar="FILE", help="where scores go, and stand already")
+    parser.add_argument("--table", action="store_true", help="print what stands there, and train nothing")
+    parser.add_argument("--task", default="mrpc", help="the GLUE task")
+    parser.add_argument("--model", metavar="FOLDER", help="the encoder that becomes the teacher")
+    parser.add_argument("--text", metavar="FILE", help="raw text, a line a text")
+    parser.add_argument("--vectors", metavar="FILE", help="word vectors")
+    parser.add_argument("--mlm", metavar="MODEL", help="a masked LM for the augmentation; without it, vectors alone")
+    parser.add_argument("--work", metavar="FOLDER", help="for models, texts and teachers on disk")
+    parser.add_argument("--copies", type=int, default=2, help="N of the augmentation")
+    parser.add_argument("--epochs", type=float, nargs=2, default=(3, 1), metavar=("LAYERS", "PREDICTIONS"), help="on the augmented texts")
+    parser.add_argument("--learning_rate", type=float, default=2e-4)
+    parser.add_argument("--general_epochs", type=float, default=3)
+    parser.add_argument("--general_learning_rate", type=float, default=5e-4)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42])
+    parser.add_argument("--training_flags", default="", help='for every training, as in "--bf16 True --use_cpu True"')
+    options = parser.parse_args()
+    path = Path(options.json).resolve()
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"tasks": {}}
+    if options.table:
+        print(table(results))
+        return 0
+    if unknown := sorted(set(options.arms) - ARMS.keys()):
+        parser.error(f"there is no arm {unknown[0]}; there are {', '.join(ARMS)}")
+    for needed in ("model", "text", "vectors", "work"):
+        if getattr(options, needed) is None:
+            parser.error(f"--{needed} is needed to train")
+    ablation = Ablation(options)
+    ablation.prepare()
+    stored = results["tasks"].setdefault(options.task, {"teacher": ablation.teacher_score(), "arms": {}})
+    for seed in options.seeds:
+        for name in options.arms or ARMS:
+            done = stored["arms"].setdefault(name, {})
+            if str(seed) not in done:
+                settings = {"epochs": list(options.epochs), "copies": options.copies, "learning_rate": options.learning_rate}
+                done[str(seed)] = {**ablation.score(name, seed), **settings, "machine": machine()}
+                path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+                print(f"{options.task} {name} {seed}: {done[str(seed)]['score']:.1f}", flush=True)
+    print(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
