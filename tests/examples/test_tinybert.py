@@ -242,7 +242,7 @@ def test_the_whole_flow(tmp_path: Path) -> None:
     first = load_file(out / "prediction" / "model.safetensors")
     again = run()
     assert again.count("done already") == 5 and "$" not in again
-    (out / "steps" / "prediction.json").unlink()
+    (out / "steps" / "prediction.json").rename(out / "steps" / "prediction.begun")  # as it lies there while the step runs
     resumed = run()
     assert resumed.count("done already") == 4 and f"--resume_from_checkpoint {out / 'prediction' / 'checkpoint-'}" in resumed
     after = load_file(out / "prediction" / "model.safetensors")
