@@ -23,8 +23,9 @@ import transformers.trainer
 
 from hf_compress.argument_values import nearest_name
 from hf_compress.arguments import CompressionArguments
-from hf_compress.callbacks import LayerDropCallback, offer_examples, refuse_other_layers, take_flags, were_taken
+from hf_compress.callbacks import LayerDropCallback, offer_examples, take_flags, were_taken
 from hf_compress.errors import ArgumentError, CompressionError
+from hf_compress.layers.checkpoint import refuse_other_layers
 from hf_compress.task import TOKEN_KINDS, kind_of
 from hf_compress.trainer import DistillTrainer
 from hf_compress.trainer_seq2seq import Seq2SeqDistillTrainer

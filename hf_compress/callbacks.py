@@ -9,21 +9,19 @@ This file alone imports transformers.TrainerCallback.
 
 from __future__ import annotations
 
-import json
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_compress.arguments import CompressionArguments
 from hf_compress.console_log import show_log
 from hf_compress.errors import ArgumentError, LayerDropError
+from hf_compress.layers.checkpoint import check_checkpoint, recorded_in_checkpoint, refuse_other_layers
 from hf_compress.layers.contribution import Collator, batches_of
 from hf_compress.layers.drop import LayerDrop, apply_drop, dropped_parameters, plan_drop
 from hf_compress.layers.freeze import check_freeze, freeze
@@ -233,7 +231,7 @@ class LayerDropCallback(TrainerCallback, ExportableState):
         self._check(model)
         if self.request is not None:
             dropped_before = self.drop is None or self.drop.already_done
-            _check_checkpoint(state, recorded_drop(pretrained_model(model).config) or {}, may_be_older=dropped_before)
+            check_checkpoint(state, recorded_drop(pretrained_model(model).config) or {}, may_be_older=dropped_before)
         stored = getattr(state, "stateful_callbacks", None)
         if isinstance(stored, dict):  # The Trainer fails to save where a checkpoint's state knows nothing of a callback.
             stored.setdefault(type(self).__name__, self.state())
@@ -270,7 +268,7 @@ class LayerDropCallback(TrainerCallback, ExportableState):
         done_before = recorded_drop(pretrained_model(model).config) is not None
         if done_before:
             refuse_other_layers(getattr(args, "resume_from_checkpoint", None), model)
-        recorded = None if done_before else _recorded_in_checkpoint(args)
+        recorded = None if done_before else recorded_in_checkpoint(args)
         batches = None
         if request.strategy == "contribution" and self._examples is not None and recorded is None:
             batches = batches_of(self._examples, model, self._collator)
@@ -315,83 +313,3 @@ def _check_optimizer(optimizer: Any, model: nn.Module, drop: LayerDrop) -> None:
             "`optimizers` out, so that the "
             "Trainer makes one for what is left, or call drop_layers(model, ...) before you make the optimizer."
         )
-
-
-def _recorded_in_checkpoint(args: Any) -> dict[str, KeptLayers] | None:
-    """What the checkpoint that `args` resumes from kept; None if there is no such checkpoint, or it holds adapters only.
-
-    Raises LayerDropError if it holds a model that has lost no layers.
-    """
-    checkpoint = getattr(args, "resume_from_checkpoint", None)
-    file = Path(checkpoint) / "config.json" if isinstance(checkpoint, str) else None
-    if file is None or not file.is_file():
-        return None
-    recorded = recorded_drop(json.loads(file.read_text(encoding="utf-8")))
-    if recorded is None:
-        raise LayerDropError(
-            f"The checkpoint to resume from ({checkpoint}) holds a model that has lost no layers, and this run drops some: its weights "
-            "would get into the wrong ones. Resume without dropping, or start anew in another output_dir."
-        )
-    return recorded
-
-
-def refuse_other_layers(checkpoint: Any, model: nn.Module, output_dir: str | None = None) -> None:
-    """See that a checkpoint's config records the same layers as the model's.
-
-    Args:
-        checkpoint: a folder, or True for the newest in `output_dir`; what is no folder, and one without a config (adapters only), passes.
-        model: with the layers that it will be trained with.
-        output_dir: of the run.
-
-    Raises:
-        LayerDropError: naming both, and what the checkpoint's run was asked for.
-    """
-    if checkpoint is True and output_dir and Path(output_dir).is_dir():
-        newest: Callable[[str], str | None] = get_last_checkpoint
-        checkpoint = newest(output_dir)
-    file = Path(checkpoint) / "config.json" if isinstance(checkpoint, str) else None
-    if file is None or not file.is_file():
-        return
-    saved = recorded_drop(json.loads(file.read_text(encoding="utf-8"))) or {}
-    present = recorded_drop(pretrained_model(model).config) or {}
-    if {name: (each.kept, each.num_layers) for name, each in saved.items()} == {
-        name: (each.kept, each.num_layers) for name, each in present.items()
-    }:
-        return
-    asked = dict(next(iter(saved.values())).request) if saved else {}
-    said = ", ".join(f"{name}={list(value) if isinstance(value, tuple) else value}" for name, value in asked.items())
-    raise LayerDropError(
-        f"The checkpoint to resume from ({checkpoint}) {_described(saved)}, and the model of this run {_described(present)}: its weights "
-        "would get into the wrong layers. "
-        + (f"Give this run the flags of the one that wrote it ({said}), " if said else "Resume without dropping layers, ")
-        + "or start anew in another output_dir."
-    )
-
-
-def _described(recorded: Mapping[str, KeptLayers]) -> str:
-    kept = [
-        ("" if name == "layers" else f"in the {name} ") + f"kept layers {describe_layers(each.kept)} of {each.num_layers}"
-        for name, each in recorded.items()
-    ]
-    return " and ".join(kept) or "has lost no layers"
-
-
-def _check_checkpoint(state: Any, recorded: Mapping[str, KeptLayers], *, may_be_older: bool) -> None:
-    """Raise LayerDropError if the run that is resumed kept other layers than the model has.
-
-    A state without this callback is a run's that had none; `may_be_older` says that the model was dropped before this run.
-    """
-    written = (getattr(state, "stateful_callbacks", None) or {}).get(LayerDropCallback.__name__)
-    if written is None and not may_be_older:
-        raise LayerDropError(
-            "The checkpoint to resume from was saved by a run without LayerDropCallback, and this run drops layers: its weights "
-            "would get into the wrong ones. Resume without dropping, or start anew in another output_dir."
-        )
-    for entry in written if isinstance(written, list) else [written or {}]:
-        for name, kept in entry.get("attributes", {}).get("kept", {}).items():
-            if name not in recorded or list(recorded[name].kept) != list(kept):
-                now = describe_layers(recorded[name].kept) if name in recorded else "other layers"
-                raise LayerDropError(
-                    f"The checkpoint to resume from kept layers {describe_layers(tuple(kept))}, and the model of this run has {now}: its "
-                    "weights do not belong there. Ask for the same layers, or start anew in another output_dir."
-                )

@@ -72,3 +72,19 @@ def say_score(scores: Mapping[str, float], num_labels: int | None) -> None:
         )
     if scores:
         logger.info("The teacher's own score: %s", ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+
+
+def score_for_run(trainer: Any, teacher: SignalSource, batches: Iterable[Mapping[str, Any]], num_labels: int | None) -> dict[str, float]:
+    """What the teacher scores on a trainer's evaluation data, by its metrics; the main process says it.
+
+    Args:
+        trainer: whose `compute_metrics`, labels and processes these are.
+        teacher: as for `teacher_score`.
+        batches: of its evaluation data.
+        num_labels: of the task.
+    """
+    preprocess = trainer.preprocess_logits_for_metrics
+    scores = teacher_score(teacher, batches, trainer.compute_metrics, trainer.accelerator, trainer.label_names, preprocess)
+    if trainer.is_world_process_zero():
+        say_score(scores, num_labels)
+    return scores

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +19,11 @@ from transformers.trainer_utils import TrainOutput
 
 from hf_compress.arguments import CompressionArguments
 from hf_compress.cached_teacher import ENTRY, CachedTeacher
-from hf_compress.callbacks import LayerDropCallback, offer_examples, refuse_other_layers, take_flags
+from hf_compress.callbacks import LayerDropCallback, offer_examples, take_flags
 from hf_compress.console_log import show_log
 from hf_compress.distillation import Distillation
-from hf_compress.layers.stack import pretrained_model, unwrap
+from hf_compress.layers.checkpoint import refuse_other_layers
+from hf_compress.layers.stack import pretrained_model
 from hf_compress.loss_log import FiniteWatch, LossLog
 from hf_compress.losses.loss import Loss
 from hf_compress.phases import PhasedRun
@@ -40,11 +40,12 @@ from hf_compress.run_checks import (
 from hf_compress.task import TOKEN_KINDS, kind_of
 from hf_compress.task_loss import labels_mean, refuse_foreign_loss, with_decoder_inputs
 from hf_compress.teacher import LiveTeacher
-from hf_compress.teacher_cache_run import build_for_run, examples_of, look_for_examples, training_data
+from hf_compress.teacher_cache_run import examples_of, look_for_examples, training_data
 from hf_compress.teacher_identity import has_cache
 from hf_compress.teacher_on_miss import ask_when_missing, asks_live
-from hf_compress.teacher_score import say_score, teacher_score
-from hf_compress.teacher_side import cached_side, live_side, no_teacher, recipe_settings, signals_within, teacher_at
+from hf_compress.teacher_score import score_for_run
+from hf_compress.teacher_side import cached_side, live_side, no_teacher, teacher_at
+from hf_compress.teacher_to_disk import store_for_run
 from hf_compress.trim_padding import TrimPaddingCollator
 
 logger = logging.getLogger(__name__)
@@ -322,19 +323,8 @@ class DistillTrainer(Trainer):
         workers = self.args.dataloader_num_workers
         examples = examples_of(*training_data(self), columns, self.processing_class, workers, may_change=may_lack)
         if isinstance(teacher, LiveTeacher):
-            teacher.put_labels_in_order(None)  # each run puts them into its own student's
-            build_for_run(
-                teacher,
-                examples,
-                self.distillation.whole_teacher_spec,
-                flags,
-                asked=partial(signals_within, self._student, teacher.model, flags, self._losses),
-                name=self._teacher if isinstance(self._teacher, str) else type(unwrap(teacher.model)).__name__,
-                tokenizer=self.processing_class,
-                accelerator=self.accelerator,
-                distillation=recipe_settings(flags, self._losses is not None),
-                scores=self._teacher_score,
-                progress=not self.args.disable_tqdm,
+            store_for_run(
+                self, teacher, examples, self.distillation.whole_teacher_spec, flags, self._losses, self._teacher, self._teacher_score
             )
             self.distillation.stop()
             self.distillation = self._loaded_teacher = None
@@ -357,16 +347,8 @@ class DistillTrainer(Trainer):
             return
         if kind_of(self._student) != "sequence_classification" or self.args.batch_eval_metrics:
             return  # elsewhere a script's metrics want more than logits
-        self._teacher_score = teacher_score(
-            teacher,
-            (with_decoder_inputs(self._student, batch) for batch in self.get_eval_dataloader()),
-            self.compute_metrics,
-            self.accelerator,
-            self.label_names,
-            self.preprocess_logits_for_metrics,
-        )
-        if self.is_world_process_zero():
-            say_score(self._teacher_score, pretrained_model(self._student).config.num_labels)
+        batches = (with_decoder_inputs(self._student, batch) for batch in self.get_eval_dataloader())
+        self._teacher_score = score_for_run(self, teacher, batches, pretrained_model(self._student).config.num_labels)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's log, with each part of the loss beside the whole."""

@@ -77,6 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "teacher_checks",
         "teacher_identity",
     },
+    "teacher_to_disk": {"arguments", "cache", "layers", "losses", "signals", "teacher", "teacher_cache_run", "teacher_side"},
     "teacher_on_miss": {
         "arguments",
         "cache",
@@ -114,13 +115,24 @@ MAY_IMPORT: dict[str, set[str]] = {
         "teacher_on_miss",
         "teacher_score",
         "teacher_side",
+        "teacher_to_disk",
         "trim_padding",
     },
     "trainer_seq2seq": {"errors", "trainer"},
     "without_weights": {"errors", "students"},
     # what people call
     "scripts": set(),
-    "bound_trainer": {"argument_values", "arguments", "callbacks", "errors", "task", "trainer", "trainer_seq2seq", "trim_padding"},
+    "bound_trainer": {
+        "argument_values",
+        "arguments",
+        "callbacks",
+        "errors",
+        "layers",
+        "task",
+        "trainer",
+        "trainer_seq2seq",
+        "trim_padding",
+    },
     "run": {"bound_trainer", "console_log", "errors", "script_arguments"},
     "report": {
         "argument_file",
