@@ -4,9 +4,10 @@
     data     the task's texts and N augmented copies     arm      from a start, so many epochs on the layers and on the predictions
 
 Every step is a command of the README. What is there is not made again: teacher, general student, augmented texts and teachers on disk lie
-in --work; the score of each arm goes into --json as soon as it is known, and an arm that stands there is passed over.
+in --work; the score of each arm goes into --json as soon as it is known, and an arm that stands there is passed over. With --jobs so many
+commands run at a time, as on a GPU that one of them does not fill; each writes into --work/logs.
 
-    cd $GLUE && python $REPOSITORY/benchmarks/tinybert_ablation.py --task mrpc --model $MODEL --text wiki.txt --vectors glove.txt \
+    cd $GLUE && python $REPOSITORY/benchmarks/tinybert_ablation.py --tasks mrpc rte --model $MODEL --text wiki.txt --vectors glove.txt \
         --work /tmp/ablation --json $REPOSITORY/benchmarks/results/tinybert_ablation.json [ARM ...]
     python benchmarks/tinybert_ablation.py --json benchmarks/results/tinybert_ablation.json --table
 """
@@ -15,12 +16,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +43,13 @@ class Arm:
 
     Attributes:
         what: in words, for the table.
-        start: the weights: "general", "random" or "pca".
+        start: the weights: "general", "random" or "pca"; or "kept", half of the teacher's layers at its width.
         augmented: learn from the copies too; else as many steps on the originals alone.
         recipe: None for labels alone, with a plain Trainer.
         more: further flags of the run.
         phases: layers first, predictions after; else all losses in one phase as long as both.
         cache: which teacher on disk it reads: arms that ask for the same layers share one.
+        times: so many times the budget's epochs.
     """
 
     what: str
@@ -52,6 +59,7 @@ class Arm:
     more: tuple[str, ...] = ()
     phases: bool = True
     cache: str = "tinybert"
+    times: float = 1.0
 
 
 def without(loss: str, *others: str) -> tuple[str, ...]:
@@ -85,45 +93,80 @@ ARMS: dict[str, Arm] = {
     "alp": Arm("recipe alp", recipe="alp", phases=False, cache="alp"),
     "emd": Arm("recipe emd", recipe="emd", cache="emd"),
     "mobilebert": Arm("recipe mobilebert", recipe="mobilebert", cache="mobilebert"),
+    "half_alone": Arm("half of the teacher's layers, labels", start="kept", augmented=False, recipe=None),
+    "half": Arm(
+        "half of the teacher's layers, recipe layerwise, augmentation", start="kept", recipe="layerwise", phases=False, cache="half"
+    ),
+    "half_tinybert": Arm("half of the teacher's layers, recipe tinybert, augmentation", start="kept", cache="half_tinybert"),
+    "full_long": Arm("full, five times as long", times=5.0),
+    "alone_long": Arm("alone, five times as long", start="random", augmented=False, recipe=None, times=5.0),
+    "half_long": Arm(
+        "half of the teacher's layers, layerwise, five times as long",
+        start="kept",
+        recipe="layerwise",
+        phases=False,
+        cache="half",
+        times=5.0,
+    ),
 }
 
 
 class Ablation:
-    """The commands of one task and seed.
+    """The commands of one task.
 
     Args:
         options: see `main`.
+        task: the GLUE task.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.task = options, options.task
+    def __init__(self, options: argparse.Namespace, task: str) -> None:
+        self.options, self.task = options, task
         self.work = Path(options.work).resolve()
-        self.work.mkdir(parents=True, exist_ok=True)
+        (self.work / "logs").mkdir(parents=True, exist_ok=True)
         self.teacher = self.work / f"teacher-{self.task}"
 
-    def prepare(self) -> None:
-        """Teacher, general student and augmented texts, where they are not there yet."""
-        if not (self.teacher / "eval_results.json").exists():
-            self._glue(self.teacher, self.options.model, 3, 5e-5, 16)
-        for start in ("random", "pca"):
-            folder = self.work / f"{start}-{self.task}"
-            warm = ("--init", "pca", "--task_name", self.task) if start == "pca" else ()
-            if not (folder / "config.json").exists():
-                self._run("student", self.teacher, "-o", folder, *STUDENT, *warm)
-        if not (self.work / "general" / "model.safetensors").exists():
-            if not (self.work / "raw" / "config.json").exists():
-                self._run("student", self.options.model, "-o", self.work / "raw", *STUDENT)
-            recipe = ("--trainer_class", "DistillTrainer", "--distill_recipe", "tinybert_general", "--mlm_probability", "0")
-            rate = ("--learning_rate", self.options.general_learning_rate, "--warmup_steps", "0.1")
-            models = ("--teacher_model_name_or_path", self.options.model, "--model_name_or_path", self.work / "raw")
-            size = ("--max_seq_length", "128", "--num_train_epochs", self.options.general_epochs, "--per_device_train_batch_size", "32")
-            files = ("--train_file", self.options.text, "--line_by_line", "--do_train", "--output_dir", self.work / "general")
-            self._run("run", "mlm", *recipe, *rate, *models, *size, *files, *self._hardware())
+    def prepare_general(self) -> None:
+        """The general student, which all tasks share."""
+        if (self.work / "general" / "model.safetensors").exists():
+            return
+        if not (self.work / "raw" / "config.json").exists():
+            self._run("raw", "student", self.options.model, "-o", self.work / "raw", *STUDENT)
+        recipe = ("--trainer_class", "DistillTrainer", "--distill_recipe", "tinybert_general", "--mlm_probability", "0")
+        rate = ("--learning_rate", self.options.general_learning_rate, "--warmup_steps", "0.1", "--save_strategy", "no")
+        models = ("--teacher_model_name_or_path", self.options.model, "--model_name_or_path", self.work / "raw")
+        size = ("--max_seq_length", "128", "--num_train_epochs", self.options.general_epochs, "--per_device_train_batch_size", "32")
+        files = ("--train_file", self.options.text, "--line_by_line", "--do_train", "--output_dir", self.work / "general")
+        self._run("general", "run", "mlm", *recipe, *rate, *models, *size, *files, *self._hardware())
+
+    def prepare_texts(self) -> None:
+        """The augmented texts."""
         if not self.augmented.exists():
             source = self.work / f"{self.task}.json"
             load_dataset("nyu-mll/glue", self.task, split="train").to_json(source)
             mlm = ("--mlm", self.options.mlm) if self.options.mlm else ()
-            self._run("augment", source, "-o", self.augmented, *mlm, "--vectors", self.options.vectors, "--num_copies", self.options.copies)
+            words = (*mlm, "--vectors", self.options.vectors, "--num_copies", self.options.copies)
+            self._run(f"augment-{self.task}", "augment", source, "-o", self.augmented, *words)
+
+    def prepare_models(self, starts: set[str]) -> None:
+        """The teacher, and those of the students that are made of it."""
+        if not (self.teacher / "eval_results.json").exists():
+            self._glue(self.teacher, self.options.model, 3, 5e-5, 16)
+        warm = ("--init", "pca", "--task_name", self.task)
+        half = ("--layers_to_keep", "2,4,6")
+        for start, flags in (("random", STUDENT), ("pca", (*STUDENT, *warm)), ("kept", half)):
+            folder = self.work / f"{start}-{self.task}"
+            if start in starts and not (folder / "config.json").exists():
+                self._run(folder.name, "student", self.teacher, "-o", folder, *flags)
+
+    def build(self, name: str) -> None:
+        """The teacher on disk that an arm reads."""
+        arm, cache = ARMS[name], self._cache(name)
+        if arm.recipe is None or (cache / "manifest.json").exists():
+            return
+        built = ("--teacher_model_name_or_path", self.teacher, "--teacher_cache_dir", cache, "--build_teacher_cache_only", "True")
+        whole = ("--train_file", self.augmented, "--trainer_class", "DistillTrainer", "--distill_recipe", arm.recipe)
+        mapped = arm.more if arm.cache in ("top", "bottom") else ()
+        self._glue(self.work / f"built-{cache.name}", self._start(arm), 1, 1e-4, 32, *whole, *mapped, *built)
 
     @property
     def augmented(self) -> Path:
@@ -135,36 +178,37 @@ class Ablation:
         arm, folder = ARMS[name], self.work / f"{self.task}-{name}-{seed}"
         intermediate, prediction = self.options.epochs
         # As many steps, whatever the data.
-        times = 1.0 if arm.augmented else self._rows(self.augmented) / self._rows(self.work / f"{self.task}.json")
-        start = self.work / ("general" if arm.start == "general" else f"{arm.start}-{self.task}")
+        times = arm.times * (1.0 if arm.augmented else self._rows(self.augmented) / self._rows(self.work / f"{self.task}.json"))
         more: list[Any] = ["--train_file", self.augmented] if arm.augmented else []
         if arm.recipe is not None:
-            more += ["--trainer_class", "DistillTrainer", "--distill_recipe", arm.recipe, *arm.more]
+            more += [
+                "--trainer_class",
+                "DistillTrainer",
+                "--distill_recipe",
+                arm.recipe,
+                *arm.more,
+                "--teacher_cache_dir",
+                self._cache(name),
+            ]
             # Originals stand among the augmented texts, so one teacher on disk serves both.
-            cache = self.work / f"cache-{self.task}-{arm.cache}"
-            if not (cache / "manifest.json").exists():
-                built = ("--teacher_model_name_or_path", self.teacher, "--teacher_cache_dir", cache, "--build_teacher_cache_only", "True")
-                whole = ("--train_file", self.augmented, "--trainer_class", "DistillTrainer", "--distill_recipe", arm.recipe)
-                mapped = arm.more if arm.cache in ("top", "bottom") else ()
-                self._glue(self.work / "built", start, 1, 1e-4, 32, *whole, *mapped, *built)
-            more += ["--teacher_cache_dir", cache]
             if arm.phases:
                 more += ["--distill_phases", f"intermediate={times * intermediate:g},prediction={times * prediction:g}"]
         started = time.perf_counter()
-        self._glue(folder, start, times * (intermediate + prediction), self.options.learning_rate, 32, *more, "--seed", seed)
-        result = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
-        found = next(result[metric] for metric in SCORES if metric in result)
-        return {"score": round(100 * found, 2), "seconds": round(time.perf_counter() - started)}
+        epochs = times * (intermediate + prediction)
+        self._glue(folder, self._start(arm), epochs, self.options.learning_rate, 32, *more, "--seed", seed)
+        return {"score": score_in(folder), "seconds": round(time.perf_counter() - started)}
 
-    def teacher_score(self) -> float:
-        """In percent."""
-        result = json.loads((self.teacher / "eval_results.json").read_text(encoding="utf-8"))
-        return round(100 * next(result[metric] for metric in SCORES if metric in result), 2)
+    def _start(self, arm: Arm) -> Path:
+        return self.work / ("general" if arm.start == "general" else f"{arm.start}-{self.task}")
+
+    def _cache(self, name: str) -> Path:
+        return self.work / f"cache-{self.task}-{ARMS[name].cache}"
 
     def _glue(self, output: Path, model: object, epochs: float, rate: float, batch: int, *more: object) -> None:
         fixed = ("--pad_to_max_length", "False", "--save_strategy", "no", "--per_device_train_batch_size", batch)
         asked = ("--model_name_or_path", model, "--num_train_epochs", f"{epochs:g}", "--learning_rate", rate, "--output_dir", output)
-        self._run("run", "glue", "--task_name", self.task, *asked, "--do_train", "--do_eval", *fixed, *self._hardware(), *more)
+        task = ("--task_name", self.task, "--do_train", "--do_eval")
+        self._run(output.name, "run", "glue", *task, *asked, *fixed, *self._hardware(), *more)
 
     def _hardware(self) -> tuple[str, ...]:
         return ("--report_to", "none", *shlex.split(self.options.training_flags))
@@ -172,15 +216,95 @@ class Ablation:
     def _rows(self, file: Path) -> int:
         return len(load_dataset("json", data_files=str(file), split="train"))
 
-    def _run(self, *words: object) -> None:
+    def _run(self, name: str, *words: object) -> None:
         command = [str(word) for word in words]
-        print("$ hf-compress", shlex.join(command), flush=True)
-        subprocess.run([sys.executable, "-m", "hf_compress.cli.app", *command], check=True)
+        log = self.work / "logs" / f"{name}.log"
+        threads = {} if self.options.jobs == 1 else {"OMP_NUM_THREADS": "1"}
+        with log.open("a", encoding="utf-8") as file:
+            print("$ hf-compress", shlex.join(command), file=file, flush=True)
+            whole = [sys.executable, "-m", "hf_compress.cli.app", *command]
+            done = subprocess.run(whole, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **threads}, check=False)
+        if done.returncode:
+            said = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:])
+            raise RuntimeError(f"{name} ended with exit code {done.returncode}:\n{said}")
+
+
+def score_in(folder: Path) -> float:
+    """What a run wrote into its folder, in percent."""
+    result = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
+    return round(100 * next(result[metric] for metric in SCORES if metric in result), 2)
+
+
+class Record:
+    """The scores in a file, written anew at each one.
+
+    Args:
+        path: of the file.
+        settings: what is kept beside each score.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self.settings, self._lock = path, settings, threading.Lock()
+        self.results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"tasks": {}}
+
+    def of(self, task: str) -> dict[str, Any]:
+        """What is known of a task."""
+        found: dict[str, Any] = self.results["tasks"].setdefault(task, {"arms": {}})
+        return found
+
+    def add(self, task: str, name: str, seed: int, found: dict[str, Any]) -> None:
+        """Write one score."""
+        with self._lock:
+            self.of(task)["arms"].setdefault(name, {})[str(seed)] = {**found, **self.settings, "machine": machine()}
+            self.path.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")
+            print(f"{task} {name} {seed}: {found['score']:.1f} in {found['seconds']} s", flush=True)
+
+
+def all_of(pool: ThreadPoolExecutor, work: Iterable[Callable[[], None]]) -> int:
+    """Do it all, whatever fails among it; how much failed, once it was said."""
+    failed = 0
+    for future in [pool.submit(each) for each in work]:
+        error = future.exception()
+        if error is not None:
+            failed += 1
+            print(f"FAILED: {error}", file=sys.stderr, flush=True)
+    return failed
+
+
+def train(options: argparse.Namespace, record: Record) -> int:
+    """Prepare, build the teachers on disk, and train every arm that has no score yet; how much failed."""
+    ends = time.monotonic() + 60 * options.minutes
+    arms = options.arms or list(ARMS)
+    tasks = {task: Ablation(options, task) for task in options.tasks}
+    wanted = [
+        (task, name, seed)
+        for seed in options.seeds
+        for name in arms
+        for task in tasks
+        if str(seed) not in record.of(task)["arms"].get(name, {})
+    ]
+
+    def train_one(task: str, name: str, seed: int) -> None:
+        if time.monotonic() < ends:
+            record.add(task, name, seed, tasks[task].score(name, seed))
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        starts = {ARMS[name].start for _, name, _ in wanted}
+        general = [each.prepare_general for each in list(tasks.values())[:1] if "general" in starts]
+        models = [step for each in tasks.values() for step in (partial(each.prepare_models, starts), each.prepare_texts)]
+        failed = all_of(pool, [*general, *models])
+        if failed:
+            return failed
+        for task, each in tasks.items():
+            record.of(task)["teacher"] = score_in(each.teacher)
+        caches = {(task, ARMS[name].cache): partial(tasks[task].build, name) for task, name, _ in wanted if ARMS[name].recipe is not None}
+        failed += all_of(pool, caches.values())
+        return failed + all_of(pool, [partial(train_one, *one) for one in wanted])
 
 
 def table(results: dict[str, Any]) -> str:
     """Markdown: a row an arm, tasks side by side, in the order of `ARMS`."""
-    tasks = list(results["tasks"])
+    tasks = [task for task, found in results["tasks"].items() if "teacher" in found]
     lines = ["| arm | " + " | ".join(tasks) + " |", "|---|" + "---:|" * len(tasks)]
     lines.append("| the teacher | " + " | ".join(f"{results['tasks'][task]['teacher']:.1f}" for task in tasks) + " |")
     for name, arm in ARMS.items():
@@ -201,7 +325,7 @@ def main() -> int:
     parser.add_argument("arms", nargs="*", metavar="ARM", help=f"{', '.join(ARMS)}; by default all, in this order")
     parser.add_argument("--json", required=True, metavar="FILE", help="where scores go, and stand already")
     parser.add_argument("--table", action="store_true", help="print what stands there, and train nothing")
-    parser.add_argument("--task", default="mrpc", help="the GLUE task")
+    parser.add_argument("--tasks", nargs="+", default=["mrpc"], help="GLUE tasks")
     parser.add_argument("--model", metavar="FOLDER", help="the encoder that becomes the teacher")
     parser.add_argument("--text", metavar="FILE", help="raw text, a line a text")
     parser.add_argument("--vectors", metavar="FILE", help="word vectors")
@@ -213,31 +337,23 @@ def main() -> int:
     parser.add_argument("--general_epochs", type=float, default=3)
     parser.add_argument("--general_learning_rate", type=float, default=5e-4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
+    parser.add_argument("--jobs", type=int, default=1, help="commands at a time")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no arm begins later")
     parser.add_argument("--training_flags", default="", help='for every training, as in "--bf16 True --use_cpu True"')
     options = parser.parse_args()
-    path = Path(options.json).resolve()
-    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"tasks": {}}
+    settings = {"epochs": list(options.epochs), "copies": options.copies, "learning_rate": options.learning_rate}
+    record = Record(Path(options.json).resolve(), settings)
     if options.table:
-        print(table(results))
+        print(table(record.results))
         return 0
     if unknown := sorted(set(options.arms) - ARMS.keys()):
         parser.error(f"there is no arm {unknown[0]}; there are {', '.join(ARMS)}")
     for needed in ("model", "text", "vectors", "work"):
         if getattr(options, needed) is None:
             parser.error(f"--{needed} is needed to train")
-    ablation = Ablation(options)
-    ablation.prepare()
-    stored = results["tasks"].setdefault(options.task, {"teacher": ablation.teacher_score(), "arms": {}})
-    for seed in options.seeds:
-        for name in options.arms or ARMS:
-            done = stored["arms"].setdefault(name, {})
-            if str(seed) not in done:
-                settings = {"epochs": list(options.epochs), "copies": options.copies, "learning_rate": options.learning_rate}
-                done[str(seed)] = {**ablation.score(name, seed), **settings, "machine": machine()}
-                path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-                print(f"{options.task} {name} {seed}: {done[str(seed)]['score']:.1f}", flush=True)
-    print(table(results))
-    return 0
+    failed = train(options, record)
+    print(table(record.results))
+    return int(failed > 0)
 
 
 if __name__ == "__main__":
