@@ -186,6 +186,7 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--vocabulary", type=int, default=30522)
+    parser.add_argument("--students", nargs="+", default=["TinyBERT4", "ROSITA6"], choices=["TinyBERT4", "ROSITA6"])
     parser.add_argument("--layers", type=int, default=12, help="of the teacher")
     parser.add_argument("--sentences", type=int, default=4096, help="different examples: what the teachers on disk hold")
     parser.add_argument("--workers", type=int, default=2, help="of the data loader")
@@ -201,6 +202,7 @@ def main() -> int:
         "TinyBERT4": BertForSequenceClassification(BertConfig(**words, **STUDENT)),
         "ROSITA6": PrunedBertForSequenceClassification(PrunedBertConfig(**words, **ROSITA)),
     }
+    students = {name: students[name] for name in options.students}
     data = FewSentences(options.vocabulary, options.length, options.sentences)
     building = torch.utils.data.Subset(data, range(options.sentences))
     root = Path(tempfile.mkdtemp(prefix="gpu_"))

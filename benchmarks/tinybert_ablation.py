@@ -161,7 +161,7 @@ class Ablation:
     def build(self, name: str) -> None:
         """The teacher on disk that an arm reads."""
         arm, cache = ARMS[name], self._cache(name)
-        if arm.recipe is None or (cache / "manifest.json").exists():
+        if arm.recipe is None or self.options.live or (cache / "manifest.json").exists():
             return
         built = ("--teacher_model_name_or_path", self.teacher, "--teacher_cache_dir", cache, "--build_teacher_cache_only", "True")
         whole = ("--train_file", self.augmented, "--trainer_class", "DistillTrainer", "--distill_recipe", arm.recipe)
@@ -181,15 +181,8 @@ class Ablation:
         times = arm.times * (1.0 if arm.augmented else self._rows(self.augmented) / self._rows(self.work / f"{self.task}.json"))
         more: list[Any] = ["--train_file", self.augmented] if arm.augmented else []
         if arm.recipe is not None:
-            more += [
-                "--trainer_class",
-                "DistillTrainer",
-                "--distill_recipe",
-                arm.recipe,
-                *arm.more,
-                "--teacher_cache_dir",
-                self._cache(name),
-            ]
+            taught = ("--teacher_model_name_or_path", self.teacher) if self.options.live else ("--teacher_cache_dir", self._cache(name))
+            more += ["--trainer_class", "DistillTrainer", "--distill_recipe", arm.recipe, *arm.more, *taught]
             # Originals stand among the augmented texts, so one teacher on disk serves both.
             if arm.phases:
                 more += ["--distill_phases", f"intermediate={times * intermediate:g},prediction={times * prediction:g}"]
@@ -337,6 +330,7 @@ def main() -> int:
     parser.add_argument("--general_epochs", type=float, default=3)
     parser.add_argument("--general_learning_rate", type=float, default=5e-4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
+    parser.add_argument("--live", action="store_true", help="no teacher on disk: with attention scores each takes gigabytes")
     parser.add_argument("--jobs", type=int, default=1, help="commands at a time")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no arm begins later")
     parser.add_argument("--training_flags", default="", help='for every training, as in "--bf16 True --use_cpu True"')

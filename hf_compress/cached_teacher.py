@@ -19,10 +19,15 @@ from torch.utils.data import get_worker_info
 from hf_compress.cache.key import Canonical, canonical_examples
 from hf_compress.cache.missing import MissingExamples
 from hf_compress.cache.reader import TeacherCache
+from hf_compress.packed_signals import PackedSignals
 from hf_compress.signals import Signals, SignalSpec
 
 # The batch's entry that holds the teacher's side. It reaches no model.
 ENTRY = "hf_compress_teacher"
+
+
+# What a batch is read as: signals, side by side where they go to a device; or its examples, if not all of them are there.
+Read = Signals | PackedSignals | Canonical
 
 
 class StoredSignals:
@@ -32,8 +37,8 @@ class StoredSignals:
     nobody casts the teacher's numbers to the student's type on the way.
     """
 
-    def __init__(self, signals: Signals | Canonical | Future[Signals | Canonical]) -> None:
-        self._signals = signals
+    def __init__(self, signals: Read | Future[Read]) -> None:
+        self._signals: Read | Future[Read] = signals
         self._device: torch.device | None = None
 
     def get(self, complete: Callable[[Canonical], Signals] | None = None) -> Signals:
@@ -53,6 +58,8 @@ class StoredSignals:
         if self._device is not None:
             device, self._device = self._device, None
             self._signals = self._signals.moved(lambda tensor: tensor.to(device, non_blocking=True))
+        if isinstance(self._signals, PackedSignals):
+            self._signals = self._signals.unpack()
         return self._signals
 
     def to(self, device: Any, *args: Any, **kwargs: Any) -> StoredSignals:
@@ -62,7 +69,7 @@ class StoredSignals:
 
     def pin_memory(self, device: Any = None) -> StoredSignals:
         """Pin what is read already."""
-        if isinstance(self._signals, Signals):
+        if isinstance(self._signals, Signals | PackedSignals):
             self._signals = self._signals.moved(lambda tensor: tensor.pin_memory())
         return self
 
@@ -114,7 +121,9 @@ class CachedTeacher:
         """A collator that adds the teacher's side to what another one makes."""
         may_lack = self.missing is not None
         # A reader of its own: its thread reads ahead while this one completes a batch, or reads one that another collator made.
-        self._reading = ReadingCollator(collator, self.cache.reader(), self.columns, self.pad_token_id, spec, may_lack=may_lack)
+        self._reading = ReadingCollator(
+            collator, self.cache.reader(), self.columns, self.pad_token_id, spec, may_lack=may_lack, packs=self._device.type != "cpu"
+        )
         return self._reading
 
     def _read(self, batch: Canonical, spec: SignalSpec) -> Signals:
@@ -138,9 +147,10 @@ class ReadingCollator:
         spec: SignalSpec,
         *,
         may_lack: bool = False,
+        packs: bool = False,
     ) -> None:
         self.collator, self.cache, self.columns, self.pad_token_id, self.spec = collator, cache, columns, pad_token_id, spec
-        self.may_lack = may_lack
+        self.may_lack, self.packs = may_lack, packs
         self._thread: ThreadPoolExecutor | None = None
 
     def __call__(self, examples: list[Any]) -> dict[str, Any]:
@@ -155,13 +165,14 @@ class ReadingCollator:
             batch[ENTRY] = StoredSignals(self._thread.submit(self._read, self.cache, known))
         return batch
 
-    def _read(self, cache: TeacherCache, known: Canonical) -> Signals | Canonical:
+    def _read(self, cache: TeacherCache, known: Canonical) -> Read:
         """The signals; the examples themselves, where not all are there and the training process completes them."""
-        if not self.may_lack:
-            return cache.read(known, self.spec)
-        signals = cache.read_if_whole(known, self.spec)
-        # A copy: what `known` has is the batch's own memory, which a worker gives away when it hands the batch over.
-        return known.take(range(len(known))) if signals is None else signals
+        decoded = not self.packs
+        signals = (cache.read_if_whole if self.may_lack else cache.read)(known, self.spec, decoded=decoded)
+        if signals is None:
+            # A copy: what `known` has is the batch's own memory, which a worker gives away when it hands the batch over.
+            return known.take(range(len(known)))
+        return PackedSignals.pack(signals) if self.packs else signals
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_thread": None}  # a worker reads by itself

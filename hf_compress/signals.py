@@ -11,7 +11,7 @@ a moment ago or read from disk.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -125,6 +125,7 @@ class Signals:
         selected_states: what a teacher on disk has in place of whole hidden states.
         attention_scores: (batch, heads, queries, keys).
         attention_vectors: (batch, heads, tokens, head width).
+        scales: (batch, tokens) of hidden states that are whole numbers still, as a teacher on disk has them in int8: `decoded` multiplies.
     """
 
     logits: dict[str, Tensor] = field(default_factory=dict)
@@ -132,6 +133,7 @@ class Signals:
     selected_states: dict[HiddenState, SelectedState] = field(default_factory=dict)
     attention_scores: dict[AttentionScores, Tensor] = field(default_factory=dict)
     attention_vectors: dict[AttentionVectors, Tensor] = field(default_factory=dict)
+    scales: dict[HiddenState, Tensor] = field(default_factory=dict)
 
     def named_tensors(self) -> dict[str, Tensor]:
         """Every tensor by a name that a person can read."""
@@ -149,7 +151,13 @@ class Signals:
             selected_states={key: state.moved(move) for key, state in self.selected_states.items()},
             attention_scores={key: move(tensor) for key, tensor in self.attention_scores.items()},
             attention_vectors={key: move(tensor) for key, tensor in self.attention_vectors.items()},
+            scales={key: move(tensor) for key, tensor in self.scales.items()},
         )
+
+    def decoded(self) -> Signals:
+        """The same, with every hidden state in the numbers that a loss compares."""
+        states = {key: self.hidden_states[key].float() * scales[..., None] for key, scales in self.scales.items()}
+        return replace(self, hidden_states={**self.hidden_states, **states}, scales={})
 
 
 class SignalSource(Protocol):

@@ -46,7 +46,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "teacher": {"capture", "errors", "layers", "signals", "task"},
     "teacher_checks": {"errors", "layers", "task"},
     "teacher_score": {"errors", "signals"},
-    "cached_teacher": {"cache", "errors", "signals"},
+    "packed_signals": {"signals"},
+    "cached_teacher": {"cache", "errors", "packed_signals", "signals"},
     "teacher_identity": {"cache", "errors", "layers", "signals", "task", "teacher_checks"},
     "teacher_cache_budget": {"arguments", "cache", "errors", "signals"},
     "teacher_cache_run": {

@@ -85,7 +85,9 @@ class Assembler:
                 targets[name] = whole
         return room
 
-    def assemble(self, records: Sequence[Record], batch: Canonical, spec: SignalSpec, room: BatchRoom | None = None) -> Signals:
+    def assemble(
+        self, records: Sequence[Record], batch: Canonical, spec: SignalSpec, room: BatchRoom | None = None, *, decoded: bool = True
+    ) -> Signals:
         """Make the signals of one batch.
 
         Args:
@@ -93,6 +95,7 @@ class Assembler:
             batch: where each example's tokens stand.
             spec: which signals.
             room: of this batch, if the records were copied there.
+            decoded: False leaves whole hidden states in int8, beside their scales: a quarter of the bytes to bring to a device.
         """
         signals = Signals()
         copied = {} if room is None else room.columns
@@ -101,6 +104,10 @@ class Assembler:
                 if f"{name}.values" in self.columns:
                     signals.logits[name] = self._logits(name, records, batch)
         for key in sorted(spec.hidden_states):
+            coded = not decoded and f"{field_of(key)}.scales" in self.columns
+            if coded and self.stored.length == "all" and keeps_whole_states(self.wanted):
+                signals.hidden_states[key], signals.scales[key] = self._coded_states(field_of(key), records, batch, copied)
+                continue
             state = self._state(key, records, batch, copied)
             if isinstance(state, Tensor):
                 signals.hidden_states[key] = state
@@ -168,6 +175,13 @@ class Assembler:
         assert isinstance(space, Subspace)  # its directions are the first of those stored
         return replace(whole, values=values[..., : space.components.shape[1]], space=space)
 
+    def _coded_states(self, name: str, records: Sequence[Record], batch: Canonical, copied: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(batch, tokens, hidden) int8 and (batch, tokens) float32: whole states as they are stored."""
+        spans = list(zip(batch.starts.tolist(), batch.lengths.tolist(), strict=True))
+        values = copied.get(f"{name}.values")
+        values = self._stored_rows(name, records, spans, batch.width) if values is None else values
+        return values, self._scales(name, records, spans, batch.width)
+
     def _dense(self, name: str, records: Sequence[Record], batch: Canonical, copied: Tensor | None) -> Tensor:
         spans = list(zip(batch.starts.tolist(), batch.lengths.tolist(), strict=True))
         return self._rows(name, records, spans, batch.width, copied)
@@ -179,11 +193,16 @@ class Assembler:
         values = self._stored_rows(name, records, spans, width) if copied is None else copied
         if f"{name}.scales" not in self.columns:
             return values
+        scales = self._scales(name, records, spans, width).flatten()
+        return decode({"values": values.flatten(0, 1).flatten(1), "scales": scales}, self.codec).view(values.shape)
+
+    def _scales(self, name: str, records: Sequence[Record], spans: Sequence[tuple[int, int]], width: int) -> Tensor:
+        """(batch, width), zero at padding."""
         scales = torch.zeros(len(records), width)
         for row, (record, (start, count)) in enumerate(zip(records, spans, strict=True)):
             stop = min(start + count, width)
             scales[row, start:stop] = torch.from_numpy(record[f"{name}.scales"][: stop - start].copy())
-        return decode({"values": values.flatten(0, 1).flatten(1), "scales": scales.flatten()}, self.codec).view(values.shape)
+        return scales
 
     def _stored_rows(self, name: str, records: Sequence[Record], spans: Sequence[tuple[int, int]], width: int) -> Tensor:
         column = self.columns[f"{name}.values"]

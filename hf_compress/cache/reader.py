@@ -151,12 +151,13 @@ class TeacherCache:
         """Which examples of a batch it does not hold."""
         return np.flatnonzero(self.index.find(batch.keys()) < 0)
 
-    def read(self, batch: Canonical, spec: SignalSpec) -> Signals:
+    def read(self, batch: Canonical, spec: SignalSpec, *, decoded: bool = True) -> Signals:
         """What the teacher showed for a batch.
 
         Args:
             batch: the examples, and where their tokens stand.
             spec: which signals.
+            decoded: False leaves whole hidden states as they are stored, see `Signals.scales`.
 
         Raises:
             CacheError: if examples are missing, records damaged, or signals not stored.
@@ -172,14 +173,14 @@ class TeacherCache:
                 "or is it other data? Build a cache of this data in another folder (--teacher_cache_dir, --teacher_model_name_or_path), or "
                 "have the teacher asked for what is missing: --teacher_cache_miss live."
             )
-        return self._signals(places, keys, batch, spec)
+        return self._signals(places, keys, batch, spec, decoded)
 
-    def read_if_whole(self, batch: Canonical, spec: SignalSpec) -> Signals | None:
+    def read_if_whole(self, batch: Canonical, spec: SignalSpec, *, decoded: bool = True) -> Signals | None:
         """As `read`; None if examples are missing."""
         self.refuse_absent(spec)
         keys = batch.keys()
         places = self.index.find(keys)
-        return None if (places < 0).any() else self._signals(places, keys, batch, spec)
+        return None if (places < 0).any() else self._signals(places, keys, batch, spec, decoded)
 
     def read_with(self, batch: Canonical, spec: SignalSpec, more: Mapping[tuple[int, int], Record]) -> Signals:
         """As `read`; examples that are missing are taken from `more`, whose records are what would be stored of them, by key."""
@@ -227,10 +228,12 @@ class TeacherCache:
         """Let the maps go."""
         self._shards = {}
 
-    def _signals(self, places: np.ndarray[tuple[int, ...], np.dtype[np.int64]], keys: Keys, batch: Canonical, spec: SignalSpec) -> Signals:
+    def _signals(
+        self, places: np.ndarray[tuple[int, ...], np.dtype[np.int64]], keys: Keys, batch: Canonical, spec: SignalSpec, decoded: bool
+    ) -> Signals:
         """Copied into the batch's tensors and checked in one go."""
         room = self._assembler.room(batch, spec)
-        return self._assembler.assemble(self._records(places, keys, room), batch, spec, room)
+        return self._assembler.assemble(self._records(places, keys, room), batch, spec, room, decoded=decoded)
 
     def _records(self, places: np.ndarray[tuple[int, ...], np.dtype[np.int64]], keys: Keys, room: BatchRoom | None = None) -> list[Record]:
         records: list[Record | None] = [None] * len(places)
