@@ -16,6 +16,7 @@ from hf_compress.argument_values import layer_numbers, layer_pairs, nearest_name
 from hf_compress.cache_arguments import ALIASES, TeacherCacheArguments
 from hf_compress.errors import ArgumentError
 from hf_compress.losses.recipes import LossName, RecipeName
+from hf_compress.teacher_places import as_text, check_teacher_places, count_of_teachers, places
 
 LayerDropStrategyName = Literal["top", "bottom", "symmetric", "alternate", "alternate_odd", "contribution"]
 StackName = Literal["encoder", "decoder", "both"]
@@ -26,6 +27,7 @@ LayerMapName = Literal["uniform", "top", "bottom", "kept"]
 # What a flag holds as text may be a list or a mapping in a file or in Python. HfArgumentParser takes the first type if None is the second.
 Layers = str | None | list[int]
 NumbersByName = str | None | dict[str, float]
+Weights = str | None | list[float]
 LayerMapPairs = str | None | dict[str, int] | list[list[int]]
 
 
@@ -84,7 +86,11 @@ class CompressionArguments(TeacherCacheArguments):
         default=None, metadata=_flag("Layers not to train, counted from 1 in the full model, before any is dropped: 1-4.")
     )
     teacher_model_name_or_path: str | None = field(
-        default=None, metadata=_flag("The fine-tuned teacher: a folder, or the name of a model on the Hub.")
+        default=None, metadata=_flag("The fine-tuned teacher: a folder, or the name of a model on the Hub. Several: A,B.")
+    )
+    teacher_weights: Weights = field(
+        default=None,
+        metadata=_flag("How much each of several teachers weighs, as in 0.7,0.3; equally by default. One that weighs 0 is not loaded."),
     )
     teacher_revision: str | None = field(default=None, metadata=_flag("Branch, tag or commit of the teacher."))
     teacher_dtype: str | None = field(
@@ -252,9 +258,13 @@ class CompressionArguments(TeacherCacheArguments):
 
     def _check_teacher(self) -> None:
         """Refuse a path that leads nowhere; a name on the Hub is looked up later."""
-        path = self.teacher_model_name_or_path
-        if path is not None and path.startswith(("/", "./", "../", "~")) and not os.path.isdir(os.path.expanduser(path)):
-            raise ArgumentError(f"--teacher_model_name_or_path {path}: there is no such folder. Give the folder of a fine-tuned model.")
+        for name in ("teacher_model_name_or_path", "teacher_cache_dir"):
+            setattr(self, name, as_text(getattr(self, name), flag=name))
+        models, folders = self.teacher_model_name_or_path, self.teacher_cache_dir
+        check_teacher_places(models, folders, self.teacher_revision, self.teacher_weights)
+        for path in places(models, count_of_teachers(models, folders, None), flag="teacher_model_name_or_path"):
+            if path is not None and path.startswith(("/", "./", "../", "~")) and not os.path.isdir(os.path.expanduser(path)):
+                raise ArgumentError(f"--teacher_model_name_or_path {path}: there is no such folder. Give the folder of a fine-tuned model.")
 
     def _check_numbers(self) -> None:
         """Turn what a file gave into numbers, and refuse those out of range."""

@@ -51,8 +51,8 @@ class Capture:
         self._recorded: dict[str, Tensor] | None = None  # a dict while the model's forward runs
         self._calls: dict[str, int] = {}  # stack -> layers entered in this forward
         self._inside: tuple[str, int] | None = None
-        # (stack, the teacher's layer) -> (batch, selected): at which tokens a student's state is taken; set before each forward.
-        self.positions: Mapping[tuple[str, int], Tensor] = {}
+        # (teacher, stack, its layer) -> (batch, selected): at which tokens a student's state is taken; set before each forward.
+        self.positions: Mapping[tuple[int | None, str, int], Tensor] = {}
         self._listening: list[Listening] = []
         if model in _ATTACHED:
             _ATTACHED[model].remove()
@@ -158,7 +158,7 @@ class Capture:
         state = state.transpose(0, 1) if wanted and stack.time_major else state
         for key in wanted:
             # Taken before the projection, which then has as little to do as there are selected tokens.
-            taken = state if key.taught_by is None else at_positions(state, self.positions[stack.name, key.taught_by])
+            taken = state if key.taught_by is None else at_positions(state, self.positions[key.teacher, stack.name, key.taught_by])
             if not key.projection:
                 self._recorded[key.name] = taken
             else:

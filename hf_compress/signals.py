@@ -29,17 +29,20 @@ class HiddenState:
         layer: counted from 1; 0 is what enters layer 1, the embedding output.
         projection: the name of the learnt map that the student's state goes through first; "" for none.
         taught_by: the teacher's layer at whose selected tokens the student's state is taken; None for all tokens.
+        teacher: of several, the teacher that `taught_by` speaks of; None for the only one.
     """
 
     stack: str
     layer: int
     projection: str = ""
     taught_by: int | None = None
+    teacher: int | None = None
 
     @property
     def name(self) -> str:
         """A flat name, for a dictionary of tensors: `hidden_states.layers.3.fit`."""
         at = "" if self.taught_by is None else f".at.{self.taught_by}"
+        at += "" if self.teacher is None else f".of.{self.teacher}"
         return f"hidden_states.{self.stack}.{self.layer}.{self.projection}{at}"
 
 
@@ -83,12 +86,16 @@ Signal = HiddenState | AttentionScores | AttentionVectors
 
 @dataclass(frozen=True)
 class SignalSpec:
-    """What is asked for; specs are joined with `|`."""
+    """What is asked for; specs are joined with `|`.
+
+    Where there are several teachers, `teachers` has what is asked of each, by its number, and nothing else is asked.
+    """
 
     logits: bool = False
     hidden_states: frozenset[HiddenState] = frozenset()
     attention_scores: frozenset[AttentionScores] = frozenset()
     attention_vectors: frozenset[AttentionVectors] = frozenset()
+    teachers: Mapping[int, SignalSpec] = field(default_factory=dict, hash=False)
 
     def __or__(self, other: SignalSpec) -> SignalSpec:
         return SignalSpec(
@@ -96,7 +103,12 @@ class SignalSpec:
             self.hidden_states | other.hidden_states,
             self.attention_scores | other.attention_scores,
             self.attention_vectors | other.attention_vectors,
+            {number: self.of_teacher(number) | other.of_teacher(number) for number in sorted({*self.teachers, *other.teachers})},
         )
+
+    def of_teacher(self, number: int | None) -> SignalSpec:
+        """What is asked of one of several teachers; of the only one where `number` is None."""
+        return self if number is None else self.teachers.get(number, SignalSpec())
 
     @property
     def stacks(self) -> frozenset[str]:
@@ -105,7 +117,7 @@ class SignalSpec:
 
     @property
     def keys(self) -> frozenset[Signal]:
-        """All that is asked for but the logits."""
+        """All that is asked of one model but the logits."""
         return frozenset[Signal]().union(self.hidden_states, self.attention_scores, self.attention_vectors)
 
 
@@ -125,6 +137,7 @@ class Signals:
         selected_states: what a teacher on disk has in place of whole hidden states.
         attention_scores: (batch, heads, queries, keys).
         attention_vectors: (batch, heads, tokens, head width).
+        teachers: what each of several teachers showed, by its number; all the rest is empty then.
     """
 
     logits: dict[str, Tensor] = field(default_factory=dict)
@@ -132,6 +145,11 @@ class Signals:
     selected_states: dict[HiddenState, SelectedState] = field(default_factory=dict)
     attention_scores: dict[AttentionScores, Tensor] = field(default_factory=dict)
     attention_vectors: dict[AttentionVectors, Tensor] = field(default_factory=dict)
+    teachers: dict[int, Signals] = field(default_factory=dict)
+
+    def of_teacher(self, number: int | None) -> Signals:
+        """What one of several teachers showed; the only one where `number` is None."""
+        return self if number is None else self.teachers[number]
 
     def named_tensors(self) -> dict[str, Tensor]:
         """Every tensor by a name that a person can read."""
@@ -149,6 +167,7 @@ class Signals:
             selected_states={key: state.moved(move) for key, state in self.selected_states.items()},
             attention_scores={key: move(tensor) for key, tensor in self.attention_scores.items()},
             attention_vectors={key: move(tensor) for key, tensor in self.attention_vectors.items()},
+            teachers={number: each.moved(move) for number, each in self.teachers.items()},
         )
 
 

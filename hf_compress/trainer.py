@@ -22,6 +22,7 @@ from hf_compress.cached_teacher import ENTRY, CachedTeacher
 from hf_compress.callbacks import LayerDropCallback, offer_examples, take_flags
 from hf_compress.console_log import show_log
 from hf_compress.distillation import Distillation
+from hf_compress.given_teachers import Teacher, given_teachers, lessons
 from hf_compress.layers.checkpoint import refuse_other_layers
 from hf_compress.layers.stack import pretrained_model
 from hf_compress.loss_log import FiniteWatch, LossLog
@@ -31,20 +32,17 @@ from hf_compress.run_checks import (
     check_flags,
     check_optimizer,
     check_run,
-    check_teacher_and_losses,
     check_trainer_class,
     flags_in_force,
     let_ddp_find_unused,
-    warn_of_same_model,
 )
+from hf_compress.several_teachers import members_of, reading_all, stored_members
 from hf_compress.task import TOKEN_KINDS, kind_of
 from hf_compress.task_loss import labels_mean, refuse_foreign_loss, with_decoder_inputs
 from hf_compress.teacher import LiveTeacher
 from hf_compress.teacher_cache_run import examples_of, look_for_examples, training_data
-from hf_compress.teacher_identity import has_cache
-from hf_compress.teacher_on_miss import ask_when_missing, asks_live
+from hf_compress.teacher_on_miss import ask_when_missing
 from hf_compress.teacher_score import score_for_run
-from hf_compress.teacher_side import cached_side, live_side, no_teacher, teacher_at
 from hf_compress.teacher_to_disk import store_for_run
 from hf_compress.trim_padding import TrimPaddingCollator
 
@@ -60,7 +58,9 @@ class DistillTrainer(Trainer):
     Args:
         model: the student.
         args: `TrainingArguments`, or `DistillTrainingArguments`, whose flags then say what is not given here.
-        teacher: a fine-tuned model, or the path of one; None if no loss needs it.
+        teacher: a fine-tuned model, or the path of one; None if no loss needs it. Or several of these: each loss then counts once for
+            each of them, by `teacher_weights`.
+        teacher_weights: of several teachers, scaled so that their sum is 1; equal by default. One that weighs 0 is left out.
         losses: what is compared; by default the recipe of the flags.
         compression: the flags, where `args` does not hold them.
 
@@ -80,7 +80,8 @@ class DistillTrainer(Trainer):
         model: PreTrainedModel | nn.Module | None = None,
         args: Any = None,
         *positional: Any,
-        teacher: PreTrainedModel | nn.Module | str | None = None,
+        teacher: Teacher | Sequence[Teacher] = None,
+        teacher_weights: Sequence[float] | None = None,
         losses: Sequence[Loss] | None = None,
         compression: CompressionArguments | None = None,
         **kwargs: Any,
@@ -92,19 +93,17 @@ class DistillTrainer(Trainer):
         take_flags(flags)
         kwargs |= dict(zip(_POSITIONAL, positional, strict=False))
         self.distillation: Distillation | None = None
-        self._teacher = teacher if teacher is not None else flags.teacher_model_name_or_path
         self._losses = losses
         has_flags = compression is None and (isinstance(args, CompressionArguments) or cls.compression is not None)
         self._labels_alone = has_flags and teacher is None and losses is None and not flags.wants_distillation
         if not self._labels_alone:
             let_ddp_find_unused(args)
-            check_teacher_and_losses(self._teacher, losses, from_disk=self._reads_cache(), nobody=no_teacher(flags.teacher_cache_dir))
+            self._teachers = given_teachers(teacher, teacher_weights, flags, losses)
         self._log_parts, self._watch = LossLog(), FiniteWatch()
         self._teacher_score: dict[str, float] = {}
         self._student_columns: frozenset[str] | None = None
         self._counts: Tensor | None = None
         self._own_loss_ran = False
-        self._loaded_teacher: PreTrainedModel | None = None
         callbacks = list(kwargs.pop("callbacks", None) or [])
         if flags.wants_layer_drop or flags.wants_freezing:
             callbacks.append(LayerDropCallback.from_arguments(flags))
@@ -127,33 +126,21 @@ class DistillTrainer(Trainer):
 
     # --- set-up ---
 
-    def _reads_cache(self) -> bool:
-        assert self.compression is not None
-        return self.compression.teacher_cache_dir is not None and has_cache(self.compression.teacher_cache_dir)
-
     def _set_up(self) -> None:
         """Load the teacher, see that it fits, and let the losses choose what they need of both models."""
         assert self.compression is not None
         student, flags = self._student, self.compression
-        path = self._teacher if isinstance(self._teacher, str) else None
-        handed_over = self._teacher if isinstance(self._teacher, nn.Module) else None
-        check_flags(flags, losses_given=self._losses is not None, teacher_given=handed_over is not None)
-        if self._reads_cache():
-            side = cached_side(student, flags, self._losses, self.processing_class, handed_over, self.args.device)
-        else:
-            if path is not None and self._loaded_teacher is None:  # once, also where model_init builds many students
-                self._loaded_teacher = teacher_at(path, student, flags, self._losses)
-            model = self._loaded_teacher if path is not None else handed_over
-            if path is not None:
-                warn_of_same_model(student, model, path)
-            side = live_side(student, model, path, flags, self._losses, self.processing_class)
-        source = side.source.to(self.args.device) if isinstance(side.source, LiveTeacher) else side.source
+        handed_over = all(each.model is not None for each in self._teachers)
+        check_flags(flags, losses_given=self._losses is not None, teacher_given=handed_over)
+        taught = lessons(self._teachers, student, self.processing_class, self.args.device)
         label_name = self.label_names[0] if len(self.label_names) == 1 else "labels"
-        self.distillation = Distillation(student, side.losses, source, side.shape, self.processing_class, label_name)
-        if isinstance(source, CachedTeacher):
-            source.cache.refuse_absent(self.distillation.whole_teacher_spec)
-            data = self.train_dataset
-            ask_when_missing(source, flags, handed_over, kind_of(student), self.accelerator, self.processing_class, data)
+        self.distillation = Distillation(student, taught.losses, taught.source, taught.shapes, self.processing_class, label_name)
+        asked, stored = self.distillation.whole_teacher_spec, stored_members(taught.source)
+        for each in self._teachers:
+            if (source := stored.get(each.number)) is not None:
+                source.cache.refuse_absent(asked.of_teacher(each.number))
+                data = self.train_dataset
+                ask_when_missing(source, each.flags, each.model, kind_of(student), self.accelerator, self.processing_class, data)
         check_optimizer(self.optimizer, self.distillation.projections)
         self._signature_columns = None  # to be read again, with the teacher's
         self._set_signature_columns_if_needed()
@@ -199,9 +186,9 @@ class DistillTrainer(Trainer):
             half_on_gpu = self.args.device.type == "cuda" and (self.args.fp16 or self.args.bf16)
             sequences = kind_of(self._student) in TOKEN_KINDS
             self.data_collator = TrimPaddingCollator(collator, sequences, pad_to_multiple_of=8 if half_on_gpu else None)
-        if self.distillation is not None and isinstance(self.distillation.teacher, CachedTeacher):
+        if self.distillation is not None:
             spec = self.distillation.teacher_spec if self.distillation.running else self.distillation.whole_teacher_spec
-            self.data_collator = self.distillation.teacher.reading(self.data_collator, spec)
+            self.data_collator = reading_all(self.distillation.teacher, self.data_collator, spec)
         try:
             loader: DataLoader[Any] = super().get_train_dataloader()
         finally:
@@ -259,7 +246,7 @@ class DistillTrainer(Trainer):
 
     def _reaches_student(self, name: str, *, labels: bool = True) -> bool:
         """Whether a column goes into the student: not those only the teacher reads, nor labels that no loss uses."""
-        if name == ENTRY:
+        if name.startswith(ENTRY):
             return False
         if not labels and name in ("labels", "label_ids", *self.label_names):
             return False
@@ -313,42 +300,48 @@ class DistillTrainer(Trainer):
         return PhasedRun(self.args, self._student, distillation, phases).run(resume_from_checkpoint, train_phase)
 
     def _teacher_to_disk(self) -> None:
-        """Build the teacher on disk if it was asked for and is not there; from here on the run reads it, and the teacher is let go."""
+        """Build a teacher on disk if it was asked for and is not there; from here on the run reads it, and the teacher is let go."""
         assert self.compression is not None and self.distillation is not None
-        teacher, flags = self.distillation.teacher, self.compression
-        if teacher is None or flags.teacher_cache_dir is None:
-            return
-        columns: frozenset[str] = getattr(teacher, "columns", frozenset())
-        may_lack = isinstance(teacher, CachedTeacher) and teacher.missing is not None
-        workers = self.args.dataloader_num_workers
-        examples = examples_of(*training_data(self), columns, self.processing_class, workers, may_change=may_lack)
-        if isinstance(teacher, LiveTeacher):
-            store_for_run(
-                self, teacher, examples, self.distillation.whole_teacher_spec, flags, self._losses, self._teacher, self._teacher_score
-            )
-            self.distillation.stop()
-            self.distillation = self._loaded_teacher = None
-            if isinstance(self._teacher, nn.Module) and not asks_live(flags):
-                self._teacher = None
+        sources, asked, built = members_of(self.distillation.teacher), self.distillation.whole_teacher_spec, False
+        for each in self._teachers:
+            teacher, flags = sources.pop(each.number, None), each.flags
+            if teacher is None or flags.teacher_cache_dir is None:
+                continue
+            columns: frozenset[str] = getattr(teacher, "columns", frozenset())
+            may_lack = isinstance(teacher, CachedTeacher) and teacher.missing is not None
+            workers = self.args.dataloader_num_workers
+            examples = examples_of(*training_data(self), columns, self.processing_class, workers, may_change=may_lack)
+            if isinstance(teacher, LiveTeacher):
+                store_for_run(self, teacher, examples, asked.of_teacher(each.number), flags, each.losses, each.given, each.scores)
+                each.let_go()
+                built = True
+            elif isinstance(teacher, CachedTeacher):
+                look_for_examples(teacher.cache, examples, may_lack=may_lack, budget=flags.cache_budget)
             del teacher
+        if built:
+            self.distillation.stop()
+            self.distillation = None
             self._set_up()
-        elif isinstance(teacher, CachedTeacher):
-            look_for_examples(teacher.cache, examples, may_lack=may_lack, budget=flags.cache_budget)
-        if flags.build_teacher_cache_only:
-            logger.info("The teacher on disk is built in %s; ending without training.", flags.teacher_cache_dir)
+        if self.compression.build_teacher_cache_only:
+            logger.info("The teacher on disk is built in %s; ending without training.", self.compression.teacher_cache_dir)
             raise SystemExit(0)
 
     def _report_teacher(self) -> None:
-        if self.distillation is not None and isinstance(self.distillation.teacher, CachedTeacher):
-            self._teacher_score = dict(self.distillation.teacher.cache.manifest.teacher.scores)
-            return  # it was asked when it was here
-        teacher = self.distillation.teacher if self.distillation is not None and self.distillation.needs_teacher else None
-        if teacher is None or self.compute_metrics is None or self.eval_dataset is None or isinstance(self.eval_dataset, dict):
-            return
-        if kind_of(self._student) != "sequence_classification" or self.args.batch_eval_metrics:
-            return  # elsewhere a script's metrics want more than logits
-        batches = (with_decoder_inputs(self._student, batch) for batch in self.get_eval_dataloader())
-        self._teacher_score = score_for_run(self, teacher, batches, pretrained_model(self._student).config.num_labels)
+        assert self.distillation is not None
+        sources = members_of(self.distillation.teacher)
+        # Elsewhere a script's metrics want more than logits.
+        scored = (
+            self.distillation.needs_teacher and kind_of(self._student) == "sequence_classification" and not self.args.batch_eval_metrics
+        )
+        scored = scored and self.compute_metrics is not None and self.eval_dataset is not None and not isinstance(self.eval_dataset, dict)
+        for each in self._teachers:
+            source = sources.get(each.number)
+            if isinstance(source, CachedTeacher):
+                each.scores = dict(source.cache.manifest.teacher.scores)  # it was asked when it was here
+            elif source is not None and scored:
+                batches = (with_decoder_inputs(self._student, batch) for batch in self.get_eval_dataloader())
+                each.scores = score_for_run(self, source, batches, pretrained_model(self._student).config.num_labels, each.number)
+            self._teacher_score |= each.named_scores
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's log, with each part of the loss beside the whole."""
@@ -365,8 +358,8 @@ class DistillTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """The Trainer's checkpoint, once the teacher was seen to be sound."""
         self._watch.check()
-        if self.distillation is not None and isinstance(self.distillation.teacher, CachedTeacher):
-            self.distillation.teacher.write_missing()
+        for source in stored_members(self.distillation.teacher if self.distillation is not None else None).values():
+            source.write_missing()
         super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -32,9 +32,11 @@ class Loss(ABC):
 
     Attributes:
         weight: its factor in the total. A loss of weight 0 is not computed.
+        teacher: of several teachers the one that it learns from, counted from 1; None is each of them, or the only one.
     """
 
     weight: float = field(default=1.0, kw_only=True)
+    teacher: int | None = field(default=None, kw_only=True)
 
     # As flags and logs call it; the phase of a two-phase run in which it takes part; whether it reads the teacher; whether it chooses the
     # teacher's layers itself and needs their states whole, so that no selection of hidden states goes with it; whether it reads attention.
@@ -56,7 +58,7 @@ class Loss(ABC):
         """
 
     def __str__(self) -> str:
-        return f"{self.weight:g} x {self.name}"
+        return f"{self.weight:g} x {self.name}{'' if self.teacher is None else f' of teacher {self.teacher}'}"
 
     @property
     @abstractmethod
