@@ -3,7 +3,7 @@
     model(**inputs)
       |- before layer 1        embedding output       hidden state 0
       |- after layer i         raw output             hidden state i     (through its projection, if it has one)
-      |- inside layer i        QK^T/sqrt(d)           attention scores i
+      |- inside layer i        QK^T/sqrt(d)           attention scores i     (T5: and its bias of relative positions)
       |                        Q, K, V                attention vectors i
       '- at the end            the output becomes a plain dict that holds all of these
 
@@ -130,11 +130,20 @@ class Capture:
 
         return enter
 
-    def _hear(self, scored: bool, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
+    def _hear(
+        self,
+        scored: bool,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        position_bias: Tensor | None,
+    ) -> None:
         if self._recorded is None and not module.training:
             return  # evaluation
         # Computed in the second pass of gradient checkpointing too, which must save the same tensors as the first.
-        scores = attention_scores(query, key, scaling) if scored else None
+        scores = attention_scores(query, key, scaling, position_bias) if scored else None
         if self._recorded is None or self._inside is None:
             return
         # The first attention in a layer is its self-attention; a decoder's cross-attention comes after it.

@@ -48,7 +48,9 @@ class HiddenState:
 
 @dataclass(frozen=True, order=True)
 class AttentionScores:
-    """The self-attention scores of one layer, QK^T/sqrt(d) before mask and softmax. Layers count from 1."""
+    """The self-attention scores of one layer, what the softmax gets but for the mask: QK^T/sqrt(d), in T5 unscaled and with its bias of
+    relative positions. Layers count from 1.
+    """
 
     stack: str
     layer: int

@@ -17,10 +17,15 @@ Phase = Literal["intermediate", "prediction"]
 
 @dataclass(frozen=True)
 class Projection:
-    """A learnt linear map from the student's width to the teacher's, trained with the student and left out of the saved model."""
+    """A learnt linear map from the student's width to the teacher's, trained with the student and left out of the saved model.
+
+    Attributes:
+        bias: whether it adds one.
+    """
 
     in_features: int
     out_features: int
+    bias: bool = True
 
 
 @dataclass(frozen=True)
