@@ -108,6 +108,10 @@ class CompressionArguments(TeacherCacheArguments):
             f"Weights of the losses, as in labels=0.5,logits=1,hidden_states=1; of {', '.join(get_args(LossName))}. 0 leaves one out."
         ),
     )
+    distill_final_weights: NumbersByName = field(
+        default=None,
+        metadata=_flag("What a loss's weight becomes in the course of the training, in a straight line, as in logits=1."),
+    )
     distill_layer_map: LayerMapPairs = field(
         default=None,
         metadata=_flag("Which teacher layer teaches which student layer: uniform, top, bottom, kept, or pairs student:teacher 1:3,2:6."),
@@ -142,7 +146,7 @@ class CompressionArguments(TeacherCacheArguments):
         self._check_numbers()
         self._check_layer_drop()
         self.check_teacher_cache()
-        for parsed in ("kept", "dropped", "frozen", "weights", "phases", "layer_map"):
+        for parsed in ("kept", "dropped", "frozen", "weights", "final_weights", "phases", "layer_map"):
             getattr(self, parsed)
 
     @property
@@ -178,13 +182,12 @@ class CompressionArguments(TeacherCacheArguments):
     @property
     def weights(self) -> dict[LossName, float]:
         """The weights given by name; a loss that is not named keeps its recipe's weight."""
-        if self.distill_weights is None:
-            return {}
-        found = numbers_by_name(self.distill_weights, get_args(LossName), flag="distill_weights")
-        for name, weight in found.items():
-            if not 0 <= weight < float("inf"):
-                raise ArgumentError(f"--distill_weights: {name}={weight:g}; a weight is 0 (left out) or more.")
-        return cast("dict[LossName, float]", found)
+        return _weights(self.distill_weights, "distill_weights")
+
+    @property
+    def final_weights(self) -> dict[LossName, float]:
+        """What weights become in the course of the training, by loss."""
+        return _weights(self.distill_final_weights, "distill_final_weights")
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -309,6 +312,14 @@ class CompressionArguments(TeacherCacheArguments):
             )
 
 
+def _weights(value: NumbersByName, flag: str) -> dict[LossName, float]:
+    found = {} if value is None else numbers_by_name(value, get_args(LossName), flag=flag)
+    for name, weight in found.items():
+        if not 0 <= weight < float("inf"):
+            raise ArgumentError(f"--{flag}: {name}={weight:g}; a weight is 0 (left out) or more.")
+    return cast("dict[LossName, float]", found)
+
+
 _OF_THE_CACHE = {each.name for each in dataclasses.fields(TeacherCacheArguments)}
 # In the order of `--help`: what the class above names first, then the teacher on disk.
 FIELDS: dict[str, dataclasses.Field[Any]] = {
@@ -319,6 +330,7 @@ LOSS_FLAGS = (
     "distill_recipe",
     "distill_temperature",
     "distill_weights",
+    "distill_final_weights",
     "distill_layer_map",
     "distill_skip_heads",
     "distill_relation_heads",

@@ -47,6 +47,9 @@ class Distillation:
         tokenizer: for padding and separator tokens.
         label_name: the column that holds the labels.
 
+    Attributes:
+        progress: how much of the training, or of its phase, is done: 0 in the first step, 1 in the last. The trainer sets it.
+
     Raises:
         LossError, LayerMapError: where a loss does not fit the two models.
     """
@@ -61,6 +64,8 @@ class Distillation:
         label_name: str = "labels",
     ) -> None:
         shape = ModelShape.of(student)
+        for loss in losses:
+            loss.check_weight()
         asked = [loss for loss in losses if loss.weight != 0]
         if not asked:
             raise LossError("Every loss has weight 0, so there is nothing to learn from. Give one a weight above 0.")
@@ -73,6 +78,7 @@ class Distillation:
         self.losses = tuple(resolved for loss in asked for resolved in loss.resolve(shape, teacher_shapes.get(loss.teacher, shape)))
         self.teacher = teacher
         self.teacher_spec = SignalSpec()
+        self.progress = 0.0
         self.student = student
         self.projections = Projections.attach(student, _projections(self.losses))
         self.reader = _reader(student, shape, tokenizer, label_name, self.losses)
@@ -195,7 +201,7 @@ class Distillation:
             value = total / counts[self.units.index(unit_of(loss))].clamp(min=1)
             own = loss.name if loss.teacher is None else f"{loss.name}_teacher_{loss.teacher}"
             names = chain((own, f"{own}_{getattr(loss, 'stack', 1)}"), (f"{own}_{number}" for number in count(2)))
-            parts[next(name for name in names if name not in parts)] = (value, loss.weight)
+            parts[next(name for name in names if name not in parts)] = (value, loss.weight_at(self.progress))
         return parts
 
 

@@ -180,12 +180,7 @@ def lessons(teachers: Sequence[GivenTeacher], student: nn.Module, tokenizer: Any
         raise ArgumentError(
             "The teachers on disk were built for recipes that weigh the labels differently: say which with --distill_recipe."
         )
-    taught = [
-        replace(loss, weight=loss.weight * each.share, teacher=each.number)
-        for each, side in sides
-        for loss in side.losses
-        if loss.needs_teacher
-    ]
+    taught = [replace(loss.times(each.share), teacher=each.number) for each, side in sides for loss in side.losses if loss.needs_teacher]
     shapes: dict[int | None, ModelShape] = {each.number: side.shape for each, side in sides if side.shape is not None}
     return Lessons(SeveralTeachers(members) if members else None, shapes, [*taught, *of_labels[0]])
 

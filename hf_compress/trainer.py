@@ -200,6 +200,7 @@ class DistillTrainer(Trainer):
         samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.distillation is not None and self.distillation.running:
             self._check_that_own_loss_runs()
+            self.distillation.progress = self.state.global_step / max(1, self.state.max_steps - 1)
             self._counts = self.accelerator.reduce(self.distillation.counts(samples, self.args.device), reduction="sum")
         return samples, items
 
