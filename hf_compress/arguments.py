@@ -120,6 +120,12 @@ class CompressionArguments(TeacherCacheArguments):
         default=None,
         metadata=_flag("Epochs of training in phases, as in intermediate=20,prediction=3; takes the place of --num_train_epochs."),
     )
+    distill_progressive: bool = field(
+        default=False,
+        metadata=_flag(
+            "Teach the layers of the intermediate phase one after another from the bottom, with those below frozen (MobileBERT)."
+        ),
+    )
     distill_skip_heads: float | None = field(
         default=None,
         metadata=_flag(
@@ -148,6 +154,11 @@ class CompressionArguments(TeacherCacheArguments):
         self.check_teacher_cache()
         for parsed in ("kept", "dropped", "frozen", "weights", "final_weights", "phases", "layer_map"):
             getattr(self, parsed)
+        if self.distill_progressive and not any(phase.name == "intermediate" for phase in self.phases):
+            raise ArgumentError(
+                "--distill_progressive says how layers are taught in the intermediate phase, and there is none: add --distill_phases "
+                "intermediate=20,prediction=3, or leave it out."
+            )
 
     @property
     def strategy(self) -> LayerDropStrategyName | None:

@@ -22,6 +22,7 @@ from hf_compress.layers.stack import find_stacks, pretrained_model
 from hf_compress.losses.labels import LabelsLoss
 from hf_compress.losses.loss import Loss, Phase, Projection
 from hf_compress.losses.reduction import Batch, BatchReader
+from hf_compress.progressive import losses_within
 from hf_compress.projections import Projections
 from hf_compress.several_teachers import (
     asked_of_student,
@@ -85,8 +86,8 @@ class Distillation:
         self._student_capture: Capture | None = None
         self.active = self.losses
 
-    def losses_in(self, phase: Phase) -> tuple[Loss, ...]:
-        """The losses that act in a phase.
+    def losses_in(self, phase: Phase, layers: tuple[int, int] | None = None) -> tuple[Loss, ...]:
+        """The losses that act in a phase, or what of them teaches the student's layers from the first to the last of `layers`.
 
         Raises:
             LossError: if there are none.
@@ -95,11 +96,11 @@ class Distillation:
         if not found:
             have = ", ".join(sorted({loss.phase for loss in self.losses}))
             raise LossError(f"No loss takes part in the {phase} phase; the losses belong to: {have}. Choose another recipe, e.g. tinybert.")
-        return found
+        return found if layers is None else losses_within(found, layers)
 
-    def start(self, phase: Phase | None = None) -> None:
-        """Let the losses of one phase act, or all of them, and hook into the student for just what these need."""
-        self.active = self.losses if phase is None else self.losses_in(phase)
+    def start(self, phase: Phase | None = None, layers: tuple[int, int] | None = None) -> None:
+        """Let the losses of one phase act (on some layers, as in `losses_in`), or all, and hook into the student for what these need."""
+        self.active = self.losses if phase is None else self.losses_in(phase, layers)
         spec, self.teacher_spec = SignalSpec(), SignalSpec()
         for loss in self.active:
             spec, self.teacher_spec = spec | asked_of_student(loss), self.teacher_spec | asked_of_teacher(loss)

@@ -298,7 +298,9 @@ class DistillTrainer(Trainer):
         if not phases:
             distillation.start()
             return train_once(resume_from_checkpoint)
-        return PhasedRun(self.args, self._student, distillation, phases).run(resume_from_checkpoint, train_phase)
+        assert self.compression is not None
+        phased = PhasedRun(self.args, self._student, distillation, phases, progressive=self.compression.distill_progressive)
+        return phased.run(resume_from_checkpoint, train_phase)
 
     def _teacher_to_disk(self) -> None:
         """Build a teacher on disk if it was asked for and is not there; from here on the run reads it, and the teacher is let go."""

@@ -78,7 +78,7 @@ def test_by_flag_and_in_recipes() -> None:
 
 
 def test_refused(tmp_path: Path) -> None:
-    for loss, match in ((LogitsLoss(weight=0, final_weight=1.0), "Begin with a small one"), (LogitsLoss(final_weight=-1.0), "0 or more")):
+    for loss, match in ((LogitsLoss(weight=0, final_weight=1.0), "Begin with 0.01"), (LogitsLoss(final_weight=-1.0), "0 or more")):
         with pytest.raises(LossError, match=match):
             trained(tmp_path, [loss, LabelsLoss()])
     with pytest.raises(ArgumentError, match="--distill_final_weights hint, but the losses are"):

@@ -90,11 +90,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "teacher_identity",
     },
     "several_teachers": {"cached_teacher", "losses", "signals"},
-    "distillation": {"capture", "errors", "layers", "losses", "projections", "several_teachers", "signals", "task"},
+    "progressive": {"arguments", "errors", "layers", "losses"},
+    "distillation": {"capture", "errors", "layers", "losses", "progressive", "projections", "several_teachers", "signals", "task"},
     # the trainers
     "trim_padding": {"errors"},
     "loss_log": {"errors", "signals"},
-    "phases": {"arguments", "distillation", "errors", "layers"},
+    "phases": {"arguments", "distillation", "errors", "layers", "progressive"},
     "run_checks": {"arguments", "errors", "layers", "losses"},
     "given_teachers": {
         "arguments",

@@ -91,7 +91,7 @@ class Loss(ABC):
             raise LossError(f"{self.name} has the final weight {self.final_weight:g}; a weight is 0 or more.")
         if self.weight == 0:
             raise LossError(
-                f"{self.name} has the weight 0, which leaves it out, and the final weight {self.final_weight:g}. Begin with a small one: 0.01."
+                f"{self.name} has the weight 0, which leaves it out, and the final weight {self.final_weight:g}. Begin with 0.01."
             )
 
     @property

@@ -190,8 +190,8 @@ def emd(layer_map: LayerMap | str | None = None) -> list[Loss]:
 def mobilebert(layer_map: LayerMap | str | None = None) -> list[Loss]:
     """MobileBERT 2004.02984: feature maps and where attention goes, of every mapped layer; then logits (T = 1) and labels, half each.
 
-    Heads must be equal in number. The layers are trained together and the predictions after,
-    `--distill_phases intermediate=20,prediction=3`; the paper's progressive transfer, one layer after another, is not there.
+    Heads must be equal in number. The paper trains the layers first, one after another from the bottom, and the predictions after:
+    `--distill_phases intermediate=20,prediction=3 --distill_progressive`.
     """
     return [
         hf.HiddenStatesLoss(layer_map),

@@ -28,6 +28,7 @@ _REFUSED = {
     "build_teacher_cache_only": "the study builds the teacher on disk itself, if it is not there",
     "teacher_cache_budget": "all arms read one teacher on disk, which holds what they need",
     "teacher_cache_layers": "the study chooses the layers that its arms need",
+    "distill_progressive": "some of its arms teach no layers",
     "teacher_weights": "all arms learn from one teacher",
 }
 _TEACHER = ("teacher_model_name_or_path", "teacher_revision", "teacher_dtype")
