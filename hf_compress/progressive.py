@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -77,8 +78,8 @@ def losses_within(losses: Sequence[Loss], layers: tuple[int, int]) -> tuple[Loss
     for loss in losses:
         pairs = tuple(pair for pair in _map_of(loss).pairs if first <= max(1, pair[0]) <= last)
         if pairs:
-            assert hasattr(loss, "layer_map")
-            within.append(replace(loss, layer_map=LayerMap(pairs)))
+            changes: dict[str, Any] = {"layer_map": LayerMap(pairs)}
+            within.append(replace(loss, **changes))
     return tuple(within)
 
 

@@ -221,6 +221,28 @@ def test_scores_are_each_teachers_own_and_a_resumed_run_is_the_same(tmp_path: Pa
     assert largest_difference(weights(unbroken), weights(resumed)) < 1e-6
 
 
+def test_one_that_lacks_examples_asks_its_own_teacher(tmp_path: Path) -> None:
+    """Both read from disk; of the first only half of the data is there."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    known = {"processing_class": tokenizer(), "teacher_cache_dtype": "float32"}
+    run(tmp_path / "half", teacher(), teacher_cache_dir=str(a), train_dataset=data().select(range(8)), **known)
+    run(tmp_path / "whole", wide(), teacher_cache_dir=str(b), train_dataset=data(), **known)
+    live = run(tmp_path / "live", [teacher(), wide()], settings=STEPS, **CACHED)
+    for folder in ("asked", "again"):
+        guides = [teacher(), wide()] if folder == "asked" else [None, None]
+        more = {**DISK, "teacher_cache_dir": f"{a},{b}", **({"teacher_cache_miss": "live"} if folder == "asked" else {})}
+        stored = run(tmp_path / folder, guides, settings=STEPS, **more)
+        assert largest_difference(weights(live), weights(stored)) < 1e-6
+
+
+def test_a_broken_teacher_is_named(tmp_path: Path) -> None:
+    broken = wide()
+    with torch.no_grad():
+        broken.bert.encoder.layer[1].output.dense.weight.fill_(float("nan"))
+    with pytest.raises(TeacherError, match=r"at step 1, in teacher 2's hidden_states"):
+        run(tmp_path, [teacher(), broken])
+
+
 # --- what is refused ---
 
 
