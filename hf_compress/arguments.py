@@ -126,6 +126,12 @@ class CompressionArguments(TeacherCacheArguments):
             "Teach the layers of the intermediate phase one after another from the bottom, with those below frozen (MobileBERT)."
         ),
     )
+    distill_progressive_rate: float | None = field(
+        default=None,
+        metadata=_flag(
+            "With --distill_progressive: let the layers below learn on at this share of the learning rate (0 to 1), not frozen."
+        ),
+    )
     distill_skip_heads: float | None = field(
         default=None,
         metadata=_flag(
@@ -159,6 +165,8 @@ class CompressionArguments(TeacherCacheArguments):
                 "--distill_progressive says how layers are taught in the intermediate phase, and there is none: add --distill_phases "
                 "intermediate=20,prediction=3, or leave it out."
             )
+        if self.distill_progressive_rate is not None and not self.distill_progressive:
+            raise ArgumentError("--distill_progressive_rate belongs to --distill_progressive; add that or leave it out.")
 
     @property
     def strategy(self) -> LayerDropStrategyName | None:
@@ -286,6 +294,7 @@ class CompressionArguments(TeacherCacheArguments):
             ("num_layers_to_drop", 1.0, float("inf")),
             ("layer_drop_threshold", 0.0, 1.0),
             ("distill_temperature", 0.0, float("inf")),
+            ("distill_progressive_rate", 0.0, 1.0),
             ("distill_skip_heads", 0.0, 1.0),
             ("distill_relation_heads", 1.0, float("inf")),
         ):

@@ -21,17 +21,20 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_compress.arguments import CompressionArguments
+from hf_compress.cached_teacher import CachedTeacher
 from hf_compress.errors import ArgumentError, LossError, TeacherError
-from hf_compress.layers.stack import unwrap
+from hf_compress.layers.stack import pretrained_model, unwrap
 from hf_compress.losses.loss import Loss
 from hf_compress.run_checks import check_teacher_and_losses, warn_of_same_model
 from hf_compress.several_teachers import SeveralTeachers
 from hf_compress.signals import SignalSource
-from hf_compress.task import ModelShape
+from hf_compress.task import ModelShape, kind_of
+from hf_compress.task_loss import with_decoder_inputs
 from hf_compress.teacher import LiveTeacher
 from hf_compress.teacher_identity import has_cache
 from hf_compress.teacher_on_miss import asks_live
 from hf_compress.teacher_places import count_of_teachers, places, shares
+from hf_compress.teacher_score import score_for_run
 from hf_compress.teacher_side import TeacherSide, cached_side, live_side, no_teacher, teacher_at
 
 logger = logging.getLogger(__name__)
@@ -183,6 +186,36 @@ def lessons(teachers: Sequence[GivenTeacher], student: nn.Module, tokenizer: Any
     taught = [replace(loss.times(each.share), teacher=each.number) for each, side in sides for loss in side.losses if loss.needs_teacher]
     shapes: dict[int | None, ModelShape] = {each.number: side.shape for each, side in sides if side.shape is not None}
     return Lessons(SeveralTeachers(members) if members else None, shapes, [*taught, *of_labels[0]])
+
+
+def score_teachers(
+    trainer: Any, teachers: Sequence[GivenTeacher], sources: Mapping[int | None, SignalSource], *, asked: bool
+) -> dict[str, float]:
+    """What each teacher scores by itself on a trainer's evaluation data; one on disk was asked when it was built.
+
+    Args:
+        trainer: whose data and metrics these are.
+        teachers: of the run.
+        sources: who answers for each, by its number.
+        asked: whether a loss asks them anything.
+
+    Returns:
+        For the log, see `GivenTeacher.named_scores`; empty where the task's predictions are more than logits, or nothing scores them.
+    """
+    student, data = trainer.model, trainer.eval_dataset
+    scored = asked and trainer.compute_metrics is not None and data is not None and not isinstance(data, dict)
+    # Elsewhere a script's metrics want more than logits.
+    scored = scored and kind_of(student) == "sequence_classification" and not trainer.args.batch_eval_metrics
+    found: dict[str, float] = {}
+    for each in teachers:
+        source = sources.get(each.number)
+        if isinstance(source, CachedTeacher):
+            each.scores = dict(source.cache.manifest.teacher.scores)
+        elif source is not None and scored:
+            batches = (with_decoder_inputs(student, batch) for batch in trainer.get_eval_dataloader())
+            each.scores = score_for_run(trainer, source, batches, pretrained_model(student).config.num_labels, each.number)
+        found |= each.named_scores
+    return found
 
 
 def _check_one(teacher: GivenTeacher, which: str) -> None:

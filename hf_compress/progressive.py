@@ -7,7 +7,7 @@
 
 Each stage has an optimizer and a schedule of its own, and an equal share of the phase's epochs. Where the layer map leaves a layer out, it
 learns together with the next one above that is taught. The paper copies the embeddings from its teacher, whose shape they have; here they
-learn in the first stage, unless they are frozen. It also names a softer way, a small learning rate below instead of none; it is not here.
+learn in the first stage, unless they are frozen. Its softer way, a small learning rate below instead of none, is `slow_rate`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from hf_compress.arguments import Phase, PhaseName
@@ -83,22 +84,37 @@ def losses_within(losses: Sequence[Loss], layers: tuple[int, int]) -> tuple[Loss
     return tuple(within)
 
 
-def frozen_in(stage: Stage, model: nn.Module, head: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-    """The parameters that do not learn in a stage that teaches some layers.
+def parameters_of(layers: tuple[int, int], model: nn.Module, head: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """What learns with the layers from the first to the last of `layers`; none where the first stands above the last.
 
     Args:
-        stage: of an intermediate phase, with layers.
+        layers: of a stage.
         model: the student.
-        head: what the predictions alone need.
+        head: what the predictions alone need; what is neither that nor in a layer learns with layer 1.
     """
-    assert stage.layers is not None
-    first, last = stage.layers
+    first, last = layers
     (stack,) = find_stacks(model).values()
-    learning = {id(each) for layer in range(first, last + 1) for each in stack.module(layer).parameters()}
-    if first == 1:
+    found = [each for layer in range(first, last + 1) for each in stack.module(layer).parameters()]
+    if first == 1 <= last:
         elsewhere = {id(each) for each in head} | {id(each) for module in stack.modules for each in module.parameters()}
-        learning |= {id(each) for each in model.parameters() if id(each) not in elsewhere}
-    return [each for each in model.parameters() if id(each) not in learning]
+        found += [each for each in model.parameters() if id(each) not in elsewhere]
+    return found
+
+
+def slow_down(optimizer: torch.optim.Optimizer, slow: Sequence[nn.Parameter], rate: float) -> None:
+    """Give some parameters of a new optimizer a share of its learning rate, in groups of their own.
+
+    Args:
+        optimizer: before its first step, and before a schedule is made for it.
+        slow: which; those that it does not hold are passed over.
+        rate: the share.
+    """
+    slower = {id(each) for each in slow}
+    for group in list(optimizer.param_groups):
+        taken = [each for each in group["params"] if id(each) in slower]
+        if taken:
+            group["params"] = [each for each in group["params"] if id(each) not in slower]
+            optimizer.add_param_group({**group, "params": taken, "lr": group["lr"] * rate})
 
 
 def _map_of(loss: Loss) -> LayerMap:

@@ -18,13 +18,12 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput
 
 from hf_compress.arguments import CompressionArguments
-from hf_compress.cached_teacher import ENTRY, CachedTeacher
+from hf_compress.cached_teacher import ENTRY
 from hf_compress.callbacks import LayerDropCallback, offer_examples, take_flags
 from hf_compress.console_log import show_log
 from hf_compress.distillation import Distillation
-from hf_compress.given_teachers import Teacher, given_teachers, lessons
+from hf_compress.given_teachers import Teacher, given_teachers, lessons, score_teachers
 from hf_compress.layers.checkpoint import refuse_other_layers
-from hf_compress.layers.stack import pretrained_model
 from hf_compress.loss_log import FiniteWatch, LossLog
 from hf_compress.losses.loss import Loss
 from hf_compress.phases import PhasedRun
@@ -39,11 +38,8 @@ from hf_compress.run_checks import (
 from hf_compress.several_teachers import members_of, reading_all, stored_members
 from hf_compress.task import TOKEN_KINDS, kind_of
 from hf_compress.task_loss import labels_mean, refuse_foreign_loss, with_decoder_inputs
-from hf_compress.teacher import LiveTeacher
-from hf_compress.teacher_cache_run import examples_of, look_for_examples, training_data
 from hf_compress.teacher_on_miss import ask_when_missing
-from hf_compress.teacher_score import score_for_run
-from hf_compress.teacher_to_disk import store_for_run
+from hf_compress.teacher_to_disk import store_teachers
 from hf_compress.trim_padding import TrimPaddingCollator
 
 logger = logging.getLogger(__name__)
@@ -290,6 +286,8 @@ class DistillTrainer(Trainer):
             # A new optimizer and schedule: the old ones hold moments of other losses.
             self.optimizer, self.lr_scheduler = None, None
             self.model_wrapped = self._student
+            if phased.slows:
+                phased.slow_down(self.create_optimizer())
             output = train_once(checkpoint)
             history.extend(self.state.log_history)
             self.state.log_history = list(history)  # the Trainer begins a new one for each phase
@@ -299,29 +297,15 @@ class DistillTrainer(Trainer):
             distillation.start()
             return train_once(resume_from_checkpoint)
         assert self.compression is not None
-        phased = PhasedRun(self.args, self._student, distillation, phases, progressive=self.compression.distill_progressive)
+        flags = self.compression
+        one_by_one, slow_rate = flags.distill_progressive, flags.distill_progressive_rate
+        phased = PhasedRun(self.args, self._student, distillation, phases, progressive=one_by_one, slow_rate=slow_rate)
         return phased.run(resume_from_checkpoint, train_phase)
 
     def _teacher_to_disk(self) -> None:
         """Build a teacher on disk if it was asked for and is not there; from here on the run reads it, and the teacher is let go."""
         assert self.compression is not None and self.distillation is not None
-        sources, asked, built = members_of(self.distillation.teacher), self.distillation.whole_teacher_spec, False
-        for each in self._teachers:
-            teacher, flags = sources.pop(each.number, None), each.flags
-            if teacher is None or flags.teacher_cache_dir is None:
-                continue
-            columns: frozenset[str] = getattr(teacher, "columns", frozenset())
-            may_lack = isinstance(teacher, CachedTeacher) and teacher.missing is not None
-            workers = self.args.dataloader_num_workers
-            examples = examples_of(*training_data(self), columns, self.processing_class, workers, may_change=may_lack)
-            if isinstance(teacher, LiveTeacher):
-                store_for_run(self, teacher, examples, asked.of_teacher(each.number), flags, each.losses, each.given, each.scores)
-                each.let_go()
-                built = True
-            elif isinstance(teacher, CachedTeacher):
-                look_for_examples(teacher.cache, examples, may_lack=may_lack, budget=flags.cache_budget)
-            del teacher
-        if built:
+        if store_teachers(self, self._teachers, members_of(self.distillation.teacher), self.distillation.whole_teacher_spec):
             self.distillation.stop()
             self.distillation = None
             self._set_up()
@@ -332,19 +316,7 @@ class DistillTrainer(Trainer):
     def _report_teacher(self) -> None:
         assert self.distillation is not None
         sources = members_of(self.distillation.teacher)
-        # Elsewhere a script's metrics want more than logits.
-        scored = (
-            self.distillation.needs_teacher and kind_of(self._student) == "sequence_classification" and not self.args.batch_eval_metrics
-        )
-        scored = scored and self.compute_metrics is not None and self.eval_dataset is not None and not isinstance(self.eval_dataset, dict)
-        for each in self._teachers:
-            source = sources.get(each.number)
-            if isinstance(source, CachedTeacher):
-                each.scores = dict(source.cache.manifest.teacher.scores)  # it was asked when it was here
-            elif source is not None and scored:
-                batches = (with_decoder_inputs(self._student, batch) for batch in self.get_eval_dataloader())
-                each.scores = score_for_run(self, source, batches, pretrained_model(self._student).config.num_labels, each.number)
-            self._teacher_score |= each.named_scores
+        self._teacher_score = score_teachers(self, self._teachers, sources, asked=self.distillation.needs_teacher)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's log, with each part of the loss beside the whole."""

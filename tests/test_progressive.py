@@ -47,8 +47,8 @@ def run(
     return trainer
 
 
-def plain(model: nn.Module, guide: nn.Module, teaches: dict[int, int], epochs: int) -> list[dict[str, Tensor]]:
-    """Stage after stage by SGD over the whole data; the weights at the end of each."""
+def plain(model: nn.Module, guide: nn.Module, teaches: dict[int, int], epochs: int, below: float = 0.0) -> list[dict[str, Tensor]]:
+    """Stage after stage by SGD over the whole data, layers below learning at a share of the rate; the weights at the end of each."""
     batch = {name: torch.tensor(rows()[name]) for name in ("input_ids", "attention_mask")}
     real, ends = batch["attention_mask"].bool(), []
     with torch.no_grad():
@@ -57,6 +57,7 @@ def plain(model: nn.Module, guide: nn.Module, teaches: dict[int, int], epochs: i
     for layer, by in teaches.items():
         learning = [model.bert.encoder.layer[number - 1] for number in range(done + 1, layer + 1)]
         learning += [model.bert.embeddings] if done == 0 else []
+        slow = [model.bert.embeddings, *model.bert.encoder.layer[:done]] if done else []
         done = layer
         for _ in range(epochs):
             ours = model(**batch, output_hidden_states=True).hidden_states
@@ -65,8 +66,9 @@ def plain(model: nn.Module, guide: nn.Module, teaches: dict[int, int], epochs: i
             model.zero_grad()
             loss.backward()
             with torch.no_grad():
-                for parameter in (each for module in learning for each in module.parameters()):
-                    parameter -= RATE * parameter.grad if parameter.grad is not None else 0
+                for module, rate in (*((each, RATE) for each in learning), *((each, RATE * below) for each in slow)):
+                    for parameter in module.parameters():
+                        parameter -= rate * parameter.grad if parameter.grad is not None else 0
         ends.append({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
     return ends
 
@@ -100,6 +102,20 @@ def test_folders_parts_and_resuming_in_a_stage(tmp_path: Path) -> None:
     assert all(parameter.requires_grad for name, parameter in unbroken.model.named_parameters() if "projections" not in name)
 
 
+def test_layers_below_may_learn_slowly(tmp_path: Path) -> None:
+    """Under a decay and a momentum, which make several groups of parameters; a resumed run goes on with them."""
+    losses: list[Loss] = [EmbeddingsLoss(), HiddenStatesLoss()]
+    flags = {"distill_phases": "intermediate=6", "distill_progressive": True, "distill_progressive_rate": 0.25}
+    ends = plain(pupil(), tiny_model("bert", num_layers=6, seed=1).eval(), {1: 2, 2: 4, 3: 6}, 2, below=0.25)
+    trainer = run(tmp_path / "a", losses, flags=flags)
+    assert largest_difference(weights(trainer), ends[-1]) < 1e-6
+    assert trainer.optimizer is None or {group["lr"] for group in trainer.optimizer.param_groups} == {RATE, 0.25 * RATE}
+    adam = {"optim": "adamw_torch", "weight_decay": 0.1, "save_strategy": "epoch"}
+    unbroken = run(tmp_path / "b", losses, flags=flags, **adam)
+    resumed = run(tmp_path / "b", losses, pupil(), flags=flags, resume=str(tmp_path / "b" / "checkpoint-1"), **adam)
+    assert largest_difference(weights(unbroken), weights(resumed)) < 1e-6
+
+
 def student_of(seed: int) -> nn.Module:
     """Other weights, which the checkpoint replaces."""
     return tiny_model("bert", num_layers=3, seed=20 + seed, **NARROW)
@@ -127,3 +143,5 @@ def test_what_cannot_be_taught_layer_by_layer_is_refused(tmp_path: Path) -> None
     refused(tmp_path, LossError, "the student has encoder and decoder", states, *stacks)
     with pytest.raises(ArgumentError, match="intermediate phase, and there is none"):
         CompressionArguments(distill_progressive=True, distill_phases="prediction=3")
+    with pytest.raises(ArgumentError, match="distill_progressive_rate belongs to --distill_progressive"):
+        CompressionArguments(distill_progressive_rate=0.1, distill_phases="intermediate=3")

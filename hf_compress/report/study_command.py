@@ -29,6 +29,7 @@ _REFUSED = {
     "teacher_cache_budget": "all arms read one teacher on disk, which holds what they need",
     "teacher_cache_layers": "the study chooses the layers that its arms need",
     "distill_progressive": "some of its arms teach no layers",
+    "distill_progressive_rate": "some of its arms teach no layers",
     "teacher_weights": "all arms learn from one teacher",
 }
 _TEACHER = ("teacher_model_name_or_path", "teacher_revision", "teacher_dtype")
