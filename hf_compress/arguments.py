@@ -16,6 +16,7 @@ from hf_compress.argument_values import layer_numbers, layer_pairs, nearest_name
 from hf_compress.cache_arguments import ALIASES, TeacherCacheArguments
 from hf_compress.errors import ArgumentError
 from hf_compress.losses.recipes import LossName, RecipeName
+from hf_compress.teacher_places import as_text, check_teacher_places, count_of_teachers, places
 
 LayerDropStrategyName = Literal["top", "bottom", "symmetric", "alternate", "alternate_odd", "contribution"]
 StackName = Literal["encoder", "decoder", "both"]
@@ -26,6 +27,7 @@ LayerMapName = Literal["uniform", "top", "bottom", "kept"]
 # What a flag holds as text may be a list or a mapping in a file or in Python. HfArgumentParser takes the first type if None is the second.
 Layers = str | None | list[int]
 NumbersByName = str | None | dict[str, float]
+Weights = str | None | list[float]
 LayerMapPairs = str | None | dict[str, int] | list[list[int]]
 
 
@@ -84,7 +86,11 @@ class CompressionArguments(TeacherCacheArguments):
         default=None, metadata=_flag("Layers not to train, counted from 1 in the full model, before any is dropped: 1-4.")
     )
     teacher_model_name_or_path: str | None = field(
-        default=None, metadata=_flag("The fine-tuned teacher: a folder, or the name of a model on the Hub.")
+        default=None, metadata=_flag("The fine-tuned teacher: a folder, or the name of a model on the Hub. Several: A,B.")
+    )
+    teacher_weights: Weights = field(
+        default=None,
+        metadata=_flag("How much each of several teachers weighs, as in 0.7,0.3; equally by default. One that weighs 0 is not loaded."),
     )
     teacher_revision: str | None = field(default=None, metadata=_flag("Branch, tag or commit of the teacher."))
     teacher_dtype: str | None = field(
@@ -102,6 +108,10 @@ class CompressionArguments(TeacherCacheArguments):
             f"Weights of the losses, as in labels=0.5,logits=1,hidden_states=1; of {', '.join(get_args(LossName))}. 0 leaves one out."
         ),
     )
+    distill_final_weights: NumbersByName = field(
+        default=None,
+        metadata=_flag("What a loss's weight becomes in the course of the training, in a straight line, as in logits=1."),
+    )
     distill_layer_map: LayerMapPairs = field(
         default=None,
         metadata=_flag("Which teacher layer teaches which student layer: uniform, top, bottom, kept, or pairs student:teacher 1:3,2:6."),
@@ -109,6 +119,18 @@ class CompressionArguments(TeacherCacheArguments):
     distill_phases: NumbersByName = field(
         default=None,
         metadata=_flag("Epochs of training in phases, as in intermediate=20,prediction=3; takes the place of --num_train_epochs."),
+    )
+    distill_progressive: bool = field(
+        default=False,
+        metadata=_flag(
+            "Teach the layers of the intermediate phase one after another from the bottom, with those below frozen (MobileBERT)."
+        ),
+    )
+    distill_progressive_rate: float | None = field(
+        default=None,
+        metadata=_flag(
+            "With --distill_progressive: let the layers below learn on at this share of the learning rate (0 to 1), not frozen."
+        ),
     )
     distill_skip_heads: float | None = field(
         default=None,
@@ -136,8 +158,15 @@ class CompressionArguments(TeacherCacheArguments):
         self._check_numbers()
         self._check_layer_drop()
         self.check_teacher_cache()
-        for parsed in ("kept", "dropped", "frozen", "weights", "phases", "layer_map"):
+        for parsed in ("kept", "dropped", "frozen", "weights", "final_weights", "phases", "layer_map"):
             getattr(self, parsed)
+        if self.distill_progressive and not any(phase.name == "intermediate" for phase in self.phases):
+            raise ArgumentError(
+                "--distill_progressive says how layers are taught in the intermediate phase, and there is none: add --distill_phases "
+                "intermediate=20,prediction=3, or leave it out."
+            )
+        if self.distill_progressive_rate is not None and not self.distill_progressive:
+            raise ArgumentError("--distill_progressive_rate belongs to --distill_progressive; add that or leave it out.")
 
     @property
     def strategy(self) -> LayerDropStrategyName | None:
@@ -172,13 +201,12 @@ class CompressionArguments(TeacherCacheArguments):
     @property
     def weights(self) -> dict[LossName, float]:
         """The weights given by name; a loss that is not named keeps its recipe's weight."""
-        if self.distill_weights is None:
-            return {}
-        found = numbers_by_name(self.distill_weights, get_args(LossName), flag="distill_weights")
-        for name, weight in found.items():
-            if not 0 <= weight < float("inf"):
-                raise ArgumentError(f"--distill_weights: {name}={weight:g}; a weight is 0 (left out) or more.")
-        return cast("dict[LossName, float]", found)
+        return _weights(self.distill_weights, "distill_weights")
+
+    @property
+    def final_weights(self) -> dict[LossName, float]:
+        """What weights become in the course of the training, by loss."""
+        return _weights(self.distill_final_weights, "distill_final_weights")
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -252,9 +280,13 @@ class CompressionArguments(TeacherCacheArguments):
 
     def _check_teacher(self) -> None:
         """Refuse a path that leads nowhere; a name on the Hub is looked up later."""
-        path = self.teacher_model_name_or_path
-        if path is not None and path.startswith(("/", "./", "../", "~")) and not os.path.isdir(os.path.expanduser(path)):
-            raise ArgumentError(f"--teacher_model_name_or_path {path}: there is no such folder. Give the folder of a fine-tuned model.")
+        for name in ("teacher_model_name_or_path", "teacher_cache_dir"):
+            setattr(self, name, as_text(getattr(self, name), flag=name))
+        models, folders = self.teacher_model_name_or_path, self.teacher_cache_dir
+        check_teacher_places(models, folders, self.teacher_revision, self.teacher_weights)
+        for path in places(models, count_of_teachers(models, folders, None), flag="teacher_model_name_or_path"):
+            if path is not None and path.startswith(("/", "./", "../", "~")) and not os.path.isdir(os.path.expanduser(path)):
+                raise ArgumentError(f"--teacher_model_name_or_path {path}: there is no such folder. Give the folder of a fine-tuned model.")
 
     def _check_numbers(self) -> None:
         """Turn what a file gave into numbers, and refuse those out of range."""
@@ -262,6 +294,7 @@ class CompressionArguments(TeacherCacheArguments):
             ("num_layers_to_drop", 1.0, float("inf")),
             ("layer_drop_threshold", 0.0, 1.0),
             ("distill_temperature", 0.0, float("inf")),
+            ("distill_progressive_rate", 0.0, 1.0),
             ("distill_skip_heads", 0.0, 1.0),
             ("distill_relation_heads", 1.0, float("inf")),
         ):
@@ -299,6 +332,14 @@ class CompressionArguments(TeacherCacheArguments):
             )
 
 
+def _weights(value: NumbersByName, flag: str) -> dict[LossName, float]:
+    found = {} if value is None else numbers_by_name(value, get_args(LossName), flag=flag)
+    for name, weight in found.items():
+        if not 0 <= weight < float("inf"):
+            raise ArgumentError(f"--{flag}: {name}={weight:g}; a weight is 0 (left out) or more.")
+    return cast("dict[LossName, float]", found)
+
+
 _OF_THE_CACHE = {each.name for each in dataclasses.fields(TeacherCacheArguments)}
 # In the order of `--help`: what the class above names first, then the teacher on disk.
 FIELDS: dict[str, dataclasses.Field[Any]] = {
@@ -309,6 +350,7 @@ LOSS_FLAGS = (
     "distill_recipe",
     "distill_temperature",
     "distill_weights",
+    "distill_final_weights",
     "distill_layer_map",
     "distill_skip_heads",
     "distill_relation_heads",

@@ -19,19 +19,21 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_compress.errors import LossError
 
-# Whoever listens to an attention module gets it, its queries, keys and values, and its scaling, and decides what to compute of them.
-Listener = Callable[[nn.Module, Tensor, Tensor, Tensor, float | None], None]
+# Whoever listens to an attention module gets it, its queries, keys and values, its scaling and what it adds for positions, and decides what
+# to compute of them.
+Listener = Callable[[nn.Module, Tensor, Tensor, Tensor, float | None, Tensor | None], None]
 _LISTENERS: WeakKeyDictionary[nn.Module, Listener] = WeakKeyDictionary()
 _PREFIX = "scores_and_"
 
 
-def attention_scores(query: Tensor, key: Tensor, scaling: float | None) -> Tensor:
-    """QK^T * scaling, before mask and softmax.
+def attention_scores(query: Tensor, key: Tensor, scaling: float | None, position_bias: Tensor | None = None) -> Tensor:
+    """QK^T * scaling, and T5's bias of relative positions, before mask and softmax.
 
     Args:
         query: (batch, heads, queries, head width).
         key: (batch, key heads, keys, head width); fewer key heads than heads are repeated (grouped-query attention).
         scaling: 1/sqrt(head width) where None.
+        position_bias: (1 or batch, heads, queries, keys), what is added for where the keys stand; None for nothing.
 
     Returns:
         (batch, heads, queries, keys).
@@ -39,7 +41,8 @@ def attention_scores(query: Tensor, key: Tensor, scaling: float | None) -> Tenso
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key = key.repeat_interleave(groups, dim=1)
-    return (query * (1 / math.sqrt(query.shape[-1]) if scaling is None else scaling)) @ key.transpose(-1, -2)
+    scores = (query * (1 / math.sqrt(query.shape[-1]) if scaling is None else scaling)) @ key.transpose(-1, -2)
+    return scores if position_bias is None else scores + position_bias
 
 
 def _recording(fast: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,7 +51,7 @@ def _recording(fast: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         listener = _LISTENERS.get(module)
         if listener is not None:
-            listener(module, query, key, value, kwargs.get("scaling"))
+            listener(module, query, key, value, kwargs.get("scaling"), kwargs.get("position_bias"))
         return fast(module, query, key, value, attention_mask, *args, **kwargs)
 
     return forward

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
 
@@ -38,7 +39,8 @@ class TeacherCacheArguments:
         default=None,
         metadata=_flag(
             "A folder with what the teacher says of the training data. Built there from --teacher_model_name_or_path if it is not there "
-            "yet; any later run trains from it with no teacher loaded. Or one on the Hugging Face hub: hf://datasets/USER/NAME."
+            "yet; any later run trains from it with no teacher loaded. Or one on the Hugging Face hub: hf://datasets/USER/NAME. "
+            "Of several teachers: A,B."
         ),
     )
     teacher_cache_dtype: str | None = field(
@@ -163,8 +165,9 @@ class TeacherCacheArguments:
                 raise ArgumentError(f"--{flag} is about a teacher on disk: add --teacher_cache_dir with the folder to keep it in.")
         if self.build_teacher_cache_only and self.teacher_cache_dir is None:
             raise ArgumentError("--build_teacher_cache_only: where? Add --teacher_cache_dir with the folder to build it in.")
-        if self.teacher_cache_dir is not None and is_hub_address(self.teacher_cache_dir):
-            address = HubAddress.parse(self.teacher_cache_dir)
+        folders = self.teacher_cache_dir or ""
+        for folder in filter(is_hub_address, [folders] if os.path.isdir(folders) else folders.split(",")):
+            address = HubAddress.parse(folder)
             if self.build_teacher_cache_only:
                 raise ArgumentError(
                     f"--build_teacher_cache_only: nothing is built on the hub. Build it in a folder (--teacher_cache_dir FOLDER), then "

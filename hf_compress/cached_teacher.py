@@ -22,7 +22,7 @@ from hf_compress.cache.reader import TeacherCache
 from hf_compress.packed_signals import PackedSignals
 from hf_compress.signals import Signals, SignalSpec
 
-# The batch's entry that holds the teacher's side. It reaches no model.
+# The batch's entry that holds the teacher's side; a number follows where there are several. It reaches no model.
 ENTRY = "hf_compress_teacher"
 
 
@@ -85,17 +85,19 @@ class CachedTeacher:
     Attributes:
         cache: as it is open now.
         missing: asks the live teacher for what the cache lacks; None where that is an error.
+        entry: the batch's entry for what is read.
     """
 
     def __init__(self, cache: TeacherCache, *, pad_token_id: int | None, device: torch.device) -> None:
         self.cache, self.pad_token_id, self._device = cache, pad_token_id, device
         self.columns = frozenset(cache.manifest.input_columns)
         self.missing: MissingExamples | None = None
+        self.entry = ENTRY
         self._reading: ReadingCollator | None = None
 
     def signals(self, inputs: Mapping[str, Any], spec: SignalSpec) -> Signals:
         """What was stored of a batch: what the collator read, or, where another one made the batch, what is read now."""
-        stored = inputs.get(ENTRY)
+        stored = inputs.get(self.entry)
         if isinstance(stored, StoredSignals):
             return stored.get(lambda batch: self._read(batch, spec))
         read = self._read(canonical_examples(inputs, self.columns, pad_token_id=self.pad_token_id), spec)
@@ -122,7 +124,14 @@ class CachedTeacher:
         may_lack = self.missing is not None
         # A reader of its own: its thread reads ahead while this one completes a batch, or reads one that another collator made.
         self._reading = ReadingCollator(
-            collator, self.cache.reader(), self.columns, self.pad_token_id, spec, may_lack=may_lack, packs=self._device.type != "cpu"
+            collator,
+            self.cache.reader(),
+            self.columns,
+            self.pad_token_id,
+            spec,
+            may_lack=may_lack,
+            packs=self._device.type != "cpu",
+            entry=self.entry,
         )
         return self._reading
 
@@ -148,9 +157,10 @@ class ReadingCollator:
         *,
         may_lack: bool = False,
         packs: bool = False,
+        entry: str = ENTRY,
     ) -> None:
         self.collator, self.cache, self.columns, self.pad_token_id, self.spec = collator, cache, columns, pad_token_id, spec
-        self.may_lack, self.packs = may_lack, packs
+        self.may_lack, self.packs, self.entry = may_lack, packs, entry
         self._thread: ThreadPoolExecutor | None = None
 
     def __call__(self, examples: list[Any]) -> dict[str, Any]:
@@ -158,11 +168,11 @@ class ReadingCollator:
         batch = dict(self.collator(examples))
         known = canonical_examples(batch, self.columns, pad_token_id=self.pad_token_id)
         if get_worker_info() is not None:
-            batch[ENTRY] = StoredSignals(self._read(self.cache, known))
+            batch[self.entry] = StoredSignals(self._read(self.cache, known))
         else:
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix="teacher-cache")
-            batch[ENTRY] = StoredSignals(self._thread.submit(self._read, self.cache, known))
+            batch[self.entry] = StoredSignals(self._thread.submit(self._read, self.cache, known))
         return batch
 
     def _read(self, cache: TeacherCache, known: Canonical) -> Read:

@@ -3,7 +3,7 @@
     model(**inputs)
       |- before layer 1        embedding output       hidden state 0
       |- after layer i         raw output             hidden state i     (through its projection, if it has one)
-      |- inside layer i        QK^T/sqrt(d)           attention scores i
+      |- inside layer i        QK^T/sqrt(d)           attention scores i     (T5: and its bias of relative positions)
       |                        Q, K, V                attention vectors i
       '- at the end            the output becomes a plain dict that holds all of these
 
@@ -51,8 +51,8 @@ class Capture:
         self._recorded: dict[str, Tensor] | None = None  # a dict while the model's forward runs
         self._calls: dict[str, int] = {}  # stack -> layers entered in this forward
         self._inside: tuple[str, int] | None = None
-        # (stack, the teacher's layer) -> (batch, selected): at which tokens a student's state is taken; set before each forward.
-        self.positions: Mapping[tuple[str, int], Tensor] = {}
+        # (teacher, stack, its layer) -> (batch, selected): at which tokens a student's state is taken; set before each forward.
+        self.positions: Mapping[tuple[int | None, str, int], Tensor] = {}
         self._listening: list[Listening] = []
         if model in _ATTACHED:
             _ATTACHED[model].remove()
@@ -130,11 +130,20 @@ class Capture:
 
         return enter
 
-    def _hear(self, scored: bool, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
+    def _hear(
+        self,
+        scored: bool,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        position_bias: Tensor | None,
+    ) -> None:
         if self._recorded is None and not module.training:
             return  # evaluation
         # Computed in the second pass of gradient checkpointing too, which must save the same tensors as the first.
-        scores = attention_scores(query, key, scaling) if scored else None
+        scores = attention_scores(query, key, scaling, position_bias) if scored else None
         if self._recorded is None or self._inside is None:
             return
         # The first attention in a layer is its self-attention; a decoder's cross-attention comes after it.
@@ -158,7 +167,7 @@ class Capture:
         state = state.transpose(0, 1) if wanted and stack.time_major else state
         for key in wanted:
             # Taken before the projection, which then has as little to do as there are selected tokens.
-            taken = state if key.taught_by is None else at_positions(state, self.positions[stack.name, key.taught_by])
+            taken = state if key.taught_by is None else at_positions(state, self.positions[key.teacher, stack.name, key.taught_by])
             if not key.projection:
                 self._recorded[key.name] = taken
             else:

@@ -22,7 +22,17 @@ from hf_compress.layers.stack import find_stacks, pretrained_model
 from hf_compress.losses.labels import LabelsLoss
 from hf_compress.losses.loss import Loss, Phase, Projection
 from hf_compress.losses.reduction import Batch, BatchReader
+from hf_compress.progressive import losses_within
 from hf_compress.projections import Projections
+from hf_compress.several_teachers import (
+    asked_of_student,
+    asked_of_teacher,
+    chosen_tokens,
+    positions_in,
+    projections_of,
+    shown_to,
+    unit_of,
+)
 from hf_compress.signals import Signals, SignalSource, SignalSpec
 from hf_compress.task import ModelShape
 
@@ -34,9 +44,12 @@ class Distillation:
         student: the plain model, on its device, with the layers it will keep.
         losses: as the user gave them; those of weight 0 are left out.
         teacher: who shows the teacher's side; None where no loss asks for it.
-        teacher_shape: the teacher's sizes.
+        teacher_shapes: the teacher's sizes; those of several by their numbers, None standing for the only one.
         tokenizer: for padding and separator tokens.
         label_name: the column that holds the labels.
+
+    Attributes:
+        progress: how much of the training, or of its phase, is done: 0 in the first step, 1 in the last. The trainer sets it.
 
     Raises:
         LossError, LayerMapError: where a loss does not fit the two models.
@@ -47,11 +60,13 @@ class Distillation:
         student: nn.Module,
         losses: Sequence[Loss],
         teacher: SignalSource | None,
-        teacher_shape: ModelShape | None,
+        teacher_shapes: Mapping[int | None, ModelShape],
         tokenizer: Any = None,
         label_name: str = "labels",
     ) -> None:
         shape = ModelShape.of(student)
+        for loss in losses:
+            loss.check_weight()
         asked = [loss for loss in losses if loss.weight != 0]
         if not asked:
             raise LossError("Every loss has weight 0, so there is nothing to learn from. Give one a weight above 0.")
@@ -61,17 +76,18 @@ class Distillation:
                 f"The losses {names} compare with a teacher, but none was given: --teacher_model_name_or_path, or "
                 "DistillTrainer(teacher=model)."
             )
-        self.losses = tuple(resolved for loss in asked for resolved in loss.resolve(shape, teacher_shape or shape))
+        self.losses = tuple(resolved for loss in asked for resolved in loss.resolve(shape, teacher_shapes.get(loss.teacher, shape)))
         self.teacher = teacher
         self.teacher_spec = SignalSpec()
+        self.progress = 0.0
         self.student = student
         self.projections = Projections.attach(student, _projections(self.losses))
         self.reader = _reader(student, shape, tokenizer, label_name, self.losses)
         self._student_capture: Capture | None = None
         self.active = self.losses
 
-    def losses_in(self, phase: Phase) -> tuple[Loss, ...]:
-        """The losses that act in a phase.
+    def losses_in(self, phase: Phase, layers: tuple[int, int] | None = None) -> tuple[Loss, ...]:
+        """The losses that act in a phase, or what of them teaches the student's layers from the first to the last of `layers`.
 
         Raises:
             LossError: if there are none.
@@ -80,18 +96,18 @@ class Distillation:
         if not found:
             have = ", ".join(sorted({loss.phase for loss in self.losses}))
             raise LossError(f"No loss takes part in the {phase} phase; the losses belong to: {have}. Choose another recipe, e.g. tinybert.")
-        return found
+        return found if layers is None else losses_within(found, layers)
 
-    def start(self, phase: Phase | None = None) -> None:
-        """Let the losses of one phase act, or all of them, and hook into the student for just what these need."""
-        self.active = self.losses if phase is None else self.losses_in(phase)
+    def start(self, phase: Phase | None = None, layers: tuple[int, int] | None = None) -> None:
+        """Let the losses of one phase act (on some layers, as in `losses_in`), or all, and hook into the student for what these need."""
+        self.active = self.losses if phase is None else self.losses_in(phase, layers)
         spec, self.teacher_spec = SignalSpec(), SignalSpec()
         for loss in self.active:
-            spec, self.teacher_spec = spec | loss.student_spec(), self.teacher_spec | loss.teacher_spec()
+            spec, self.teacher_spec = spec | asked_of_student(loss), self.teacher_spec | asked_of_teacher(loss)
         for name, projection in self.projections.items():  # one that no loss uses now must neither decay nor be waited for
-            projection.requires_grad_(any(name in loss.projections for loss in self.active))
+            projection.requires_grad_(any(name in projections_of(loss) for loss in self.active))
         self._student_capture = Capture(self.student, spec, project=self.projections.project)
-        self.units = tuple(sorted({loss.unit for loss in self.active}))
+        self.units = tuple(sorted({unit_of(loss) for loss in self.active}))
 
     def stop(self) -> None:
         """Take the hooks off both models: what was trained is a plain model again."""
@@ -111,7 +127,7 @@ class Distillation:
         """What the losses of all phases ask the teacher for."""
         spec = SignalSpec()
         for loss in self.losses:
-            spec = spec | loss.teacher_spec()
+            spec = spec | asked_of_teacher(loss)
         return spec
 
     @property
@@ -128,7 +144,7 @@ class Distillation:
         """How many units these batches have, (units,) float; to be summed over processes."""
         total = torch.zeros(len(self.units), device=device)
         for batch in batches:
-            read = self._read(batch, self.teacher_signals(batch) if self._counts_selected else None)
+            read = self._read(batch, self.teacher.signals(batch, self._selecting) if self.teacher and self._selecting else None)
             total = total + torch.stack([read.count(unit) for unit in self.units]).to(device)
         return total
 
@@ -141,17 +157,18 @@ class Distillation:
     def show(self, teacher: Signals) -> None:
         """Tell the student's hooks at which tokens the teacher has states; before its forward."""
         assert self._student_capture is not None
-        self._student_capture.positions = {(key.stack, key.layer): state.positions for key, state in teacher.selected_states.items()}
+        self._student_capture.positions = positions_in(teacher)
 
     @property
-    def _counts_selected(self) -> bool:
-        """Only a teacher on disk selects; a live one is not asked twice for one batch."""
-        return any(unit.startswith("selected.") for unit in self.units)
+    def _selecting(self) -> SignalSpec | None:
+        """What is asked of the teachers that select tokens. They are on disk; a live one is not asked twice for one batch."""
+        selecting = {loss.teacher for loss in self.active if loss.unit.startswith("selected.")}
+        if not selecting or None in selecting:
+            return self.teacher_spec if selecting else None
+        return SignalSpec(teachers={number: asked for number, asked in self.teacher_spec.teachers.items() if number in selecting})
 
     def _read(self, inputs: Mapping[str, Any], teacher: Signals | None) -> Batch:
-        # Every layer of a stack has as many tokens of an example: the count is one.
-        selected = {} if teacher is None else {key.stack: state.chosen for key, state in teacher.selected_states.items()}
-        return self.reader.read(inputs, selected)
+        return self.reader.read(inputs, {} if teacher is None else chosen_tokens(teacher))
 
     def parts(
         self,
@@ -181,10 +198,11 @@ class Distillation:
             if isinstance(loss, LabelsLoss):
                 total = loss.of_mean(labels_mean(outputs, batch.count(loss.unit)), batch)
             else:
-                total = loss(student, teacher, batch)
-            value = total / counts[self.units.index(loss.unit)].clamp(min=1)
-            names = chain((loss.name, f"{loss.name}_{getattr(loss, 'stack', 1)}"), (f"{loss.name}_{number}" for number in count(2)))
-            parts[next(name for name in names if name not in parts)] = (value, loss.weight)
+                total = loss(shown_to(loss, student), teacher.of_teacher(loss.teacher), batch)
+            value = total / counts[self.units.index(unit_of(loss))].clamp(min=1)
+            own = loss.name if loss.teacher is None else f"{loss.name}_teacher_{loss.teacher}"
+            names = chain((own, f"{own}_{getattr(loss, 'stack', 1)}"), (f"{own}_{number}" for number in count(2)))
+            parts[next(name for name in names if name not in parts)] = (value, loss.weight_at(self.progress))
         return parts
 
 
@@ -192,7 +210,7 @@ def _projections(losses: Sequence[Loss]) -> dict[str, Projection]:
     """The learnt maps of all losses; those of one name are shared, and so must be of one size."""
     found: dict[str, Projection] = {}
     for loss in losses:
-        for name, size in loss.projections.items():
+        for name, size in projections_of(loss).items():
             if found.setdefault(name, size) != size:
                 other = found[name]
                 raise LossError(

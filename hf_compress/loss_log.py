@@ -54,6 +54,11 @@ class FiniteWatch:
 
     def watch(self, signals: Signals, step: int) -> None:
         """Look at a batch's signals; a sum is finite only where all its terms are."""
+        for number, each in signals.teachers.items():
+            self._look(each, step, f"teacher {number}'s ")
+        self._look(signals, step)
+
+    def _look(self, signals: Signals, step: int, whose: str = "") -> None:
         # Attention scores are the largest tensors of a step, and what is wrong in them is wrong in all that follows.
         light = Signals(signals.logits, signals.hidden_states)
         deepest = max((key.layer for key in signals.hidden_states), default=0)
@@ -62,9 +67,9 @@ class FiniteWatch:
             # In all but the deepest state the first token is enough: attention carries a NaN on to every token of the next layer.
             looked_at = tensor[:, 0] if name in shallow else tensor
             bad = ~torch.isfinite(looked_at.sum(dtype=torch.float32))
-            seen = self._first_bad.get(name)
+            seen = self._first_bad.get(whose + name)
             seen = torch.full((), -1, device=tensor.device) if seen is None else seen
-            self._first_bad[name] = torch.where(bad & (seen < 0), step, seen)
+            self._first_bad[whose + name] = torch.where(bad & (seen < 0), step, seen)
 
     def check(self) -> None:
         """Read what was noticed.

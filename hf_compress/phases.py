@@ -1,6 +1,6 @@
 """Training in phases: first the layers, with the classifier frozen, then the predictions (TinyBERT 1909.10351, section 3.2).
 
-    output_dir/phase-1-intermediate/checkpoint-N      the first phase's checkpoints
+    output_dir/phase-1-intermediate/checkpoint-N      the first phase's checkpoints; one folder a stage where it has several
     output_dir/checkpoint-N                           the last phase's, where scripts look for them
 
 Each phase has an optimizer and a schedule of its own. In the intermediate phase the learning rate is constant, as in the papers, and
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
@@ -21,6 +22,7 @@ from hf_compress.arguments import Phase
 from hf_compress.distillation import Distillation
 from hf_compress.errors import ArgumentError
 from hf_compress.layers.stack import unwrap
+from hf_compress.progressive import Stage, parameters_of, slow_down, stages_of
 
 logger = logging.getLogger(__name__)
 
@@ -62,15 +64,33 @@ class PhasedRun:
         model: the student.
         distillation: whose losses take turns.
         phases: in order.
+        progressive: whether the intermediate phase teaches one layer after another.
+        slow_rate: what the layers below learn at meanwhile, as a share of the learning rate; None freezes them.
 
     Raises:
-        LossError: before the first step, if a phase has no loss.
+        LossError: before the first step, if a phase has no loss, or layers cannot be taught one by one.
+        ArgumentError: a rate where DeepSpeed or FSDP holds the optimizer.
     """
 
-    def __init__(self, args: Any, model: nn.Module, distillation: Distillation, phases: Sequence[Phase]) -> None:
-        self._args, self._model, self._distillation, self._phases = args, model, distillation, tuple(phases)
-        for phase in self._phases:
-            distillation.losses_in(phase.name)
+    def __init__(
+        self,
+        args: Any,
+        model: nn.Module,
+        distillation: Distillation,
+        phases: Sequence[Phase],
+        *,
+        progressive: bool = False,
+        slow_rate: float | None = None,
+    ) -> None:
+        self._args, self._model, self._distillation = args, model, distillation
+        self._slow: list[nn.Parameter] = []
+        self._slow_rate = slow_rate
+        if slow_rate is not None and (getattr(args, "deepspeed", None) or getattr(args, "fsdp", None)):
+            raise ArgumentError(
+                "--distill_progressive_rate gives layers learning rates of their own, and DeepSpeed or FSDP has one. Leave it out."
+            )
+        losses = {phase.name: distillation.losses_in(phase.name) for phase in phases}
+        self._phases = stages_of(phases, model, losses.get("intermediate", ()), progressive=progressive)
 
     def run(self, resume: str | bool | None, train: Callable[[str | None], TrainOutput]) -> TrainOutput:
         """Train each phase; a resumed run begins in the phase that its checkpoint belongs to.
@@ -82,12 +102,12 @@ class PhasedRun:
         first, checkpoint = self._resume_point(resume)
         outputs: list[TrainOutput] = []
         for number, phase in enumerate(self._phases[first:], start=first):
-            logger.info("phase %d of %d: %s, %g epochs", number + 1, len(self._phases), phase.name, phase.epochs)
+            logger.info("phase %d of %d: %s, %g epochs", number + 1, len(self._phases), phase.folder, phase.epochs)
             outputs.append(self._run_one(number, phase, checkpoint if number == first else None, train))
         return of_all_phases(outputs)
 
-    def _run_one(self, number: int, phase: Phase, checkpoint: str | None, train: Callable[[str | None], TrainOutput]) -> TrainOutput:
-        self._distillation.start(phase.name)
+    def _run_one(self, number: int, phase: Stage, checkpoint: str | None, train: Callable[[str | None], TrainOutput]) -> TrainOutput:
+        self._distillation.start(phase.name, phase.layers)
         changes: dict[str, Any] = {"num_train_epochs": phase.epochs, "output_dir": str(self._folder(number))}
         frozen: list[nn.Parameter] = []
         # Projections lie outside the base model too, and are what this phase trains.
@@ -99,7 +119,7 @@ class PhasedRun:
                 "eval_strategy": type(self._args.eval_strategy)("no"),
                 "load_best_model_at_end": False,
             }
-            frozen = [p for p in head_parameters(self._model) if p.requires_grad and id(p) not in own]
+            frozen = [p for p in self._still(phase, head_parameters(self._model)) if p.requires_grad and id(p) not in own]
         before = {name: getattr(self._args, name) for name in changes}
         try:
             for name, value in changes.items():
@@ -112,10 +132,31 @@ class PhasedRun:
                 setattr(self._args, name, value)
             for parameter in frozen:
                 parameter.requires_grad_(True)
+            self._slow = []
+
+    @property
+    def slows(self) -> bool:
+        """Whether layers learn at rates of their own in this phase."""
+        return bool(self._slow)
+
+    def slow_down(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the layers that were taught learn more slowly than those that are being taught."""
+        assert self._slow_rate is not None
+        slow_down(optimizer, self._slow, self._slow_rate)
+
+    def _still(self, phase: Stage, head: list[nn.Parameter]) -> list[nn.Parameter]:
+        """What does not learn in an intermediate phase; notes what learns slowly."""
+        if phase.layers is None:
+            return head
+        learning = parameters_of(phase.layers, self._model, head)
+        if self._slow_rate is not None:
+            self._slow = parameters_of((1, phase.layers[0] - 1), self._model, head)
+        moving = {id(each) for each in (*learning, *self._slow)}
+        return [each for each in self._model.parameters() if id(each) not in moving]
 
     def _folder(self, number: int) -> Path:
         top = Path(self._args.output_dir)
-        return top if number == len(self._phases) - 1 else top / f"phase-{number + 1}-{self._phases[number].name}"
+        return top if number == len(self._phases) - 1 else top / f"phase-{number + 1}-{self._phases[number].folder}"
 
     def _resume_point(self, resume: str | bool | None) -> tuple[int, str | None]:
         """The phase to begin with, and its checkpoint."""

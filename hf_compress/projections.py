@@ -43,8 +43,8 @@ class Projections(nn.ModuleDict):
         new = []
         for name, size in sorted(wanted.items()):
             present_map = dict(projections.items()).get(name)
-            if not isinstance(present_map, nn.Linear) or present_map.weight.shape != (size.out_features, size.in_features):
-                projections[name] = nn.Linear(size.in_features, size.out_features).to(like.device, like.dtype)
+            if not _is_of(size, present_map):
+                projections[name] = nn.Linear(size.in_features, size.out_features, bias=size.bias).to(like.device, like.dtype)
                 new.append(name)
         projections._start_from(loaded_from(student), new)
         if len(projections):
@@ -106,6 +106,13 @@ class Projections(nn.ModuleDict):
                 folder,
                 ", ".join(f"{key.removesuffix('.weight')} ({shape[1]} -> {shape[0]})" for key, shape in found.items()) or "none",
             )
+
+
+def _is_of(size: Projection, found: nn.Module | None) -> bool:
+    """Whether a map is of that size."""
+    if not isinstance(found, nn.Linear) or found.weight.shape != (size.out_features, size.in_features):
+        return False
+    return (found.bias is not None) == size.bias
 
 
 def loaded_from(student: nn.Module) -> Path | None:

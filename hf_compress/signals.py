@@ -29,23 +29,28 @@ class HiddenState:
         layer: counted from 1; 0 is what enters layer 1, the embedding output.
         projection: the name of the learnt map that the student's state goes through first; "" for none.
         taught_by: the teacher's layer at whose selected tokens the student's state is taken; None for all tokens.
+        teacher: of several, the teacher that `taught_by` speaks of; None for the only one.
     """
 
     stack: str
     layer: int
     projection: str = ""
     taught_by: int | None = None
+    teacher: int | None = None
 
     @property
     def name(self) -> str:
         """A flat name, for a dictionary of tensors: `hidden_states.layers.3.fit`."""
         at = "" if self.taught_by is None else f".at.{self.taught_by}"
+        at += "" if self.teacher is None else f".of.{self.teacher}"
         return f"hidden_states.{self.stack}.{self.layer}.{self.projection}{at}"
 
 
 @dataclass(frozen=True, order=True)
 class AttentionScores:
-    """The self-attention scores of one layer, QK^T/sqrt(d) before mask and softmax. Layers count from 1."""
+    """The self-attention scores of one layer, what the softmax gets but for the mask: QK^T/sqrt(d), in T5 unscaled and with its bias of
+    relative positions. Layers count from 1.
+    """
 
     stack: str
     layer: int
@@ -83,12 +88,16 @@ Signal = HiddenState | AttentionScores | AttentionVectors
 
 @dataclass(frozen=True)
 class SignalSpec:
-    """What is asked for; specs are joined with `|`."""
+    """What is asked for; specs are joined with `|`.
+
+    Where there are several teachers, `teachers` has what is asked of each, by its number, and nothing else is asked.
+    """
 
     logits: bool = False
     hidden_states: frozenset[HiddenState] = frozenset()
     attention_scores: frozenset[AttentionScores] = frozenset()
     attention_vectors: frozenset[AttentionVectors] = frozenset()
+    teachers: Mapping[int, SignalSpec] = field(default_factory=dict, hash=False)
 
     def __or__(self, other: SignalSpec) -> SignalSpec:
         return SignalSpec(
@@ -96,7 +105,12 @@ class SignalSpec:
             self.hidden_states | other.hidden_states,
             self.attention_scores | other.attention_scores,
             self.attention_vectors | other.attention_vectors,
+            {number: self.of_teacher(number) | other.of_teacher(number) for number in sorted({*self.teachers, *other.teachers})},
         )
+
+    def of_teacher(self, number: int | None) -> SignalSpec:
+        """What is asked of one of several teachers; of the only one where `number` is None."""
+        return self if number is None else self.teachers.get(number, SignalSpec())
 
     @property
     def stacks(self) -> frozenset[str]:
@@ -105,7 +119,7 @@ class SignalSpec:
 
     @property
     def keys(self) -> frozenset[Signal]:
-        """All that is asked for but the logits."""
+        """All that is asked of one model but the logits."""
         return frozenset[Signal]().union(self.hidden_states, self.attention_scores, self.attention_vectors)
 
 
@@ -126,6 +140,7 @@ class Signals:
         attention_scores: (batch, heads, queries, keys).
         attention_vectors: (batch, heads, tokens, head width).
         scales: (batch, tokens) of hidden states that are whole numbers still, as a teacher on disk has them in int8: `decoded` multiplies.
+        teachers: what each of several teachers showed, by its number; all the rest is empty then.
     """
 
     logits: dict[str, Tensor] = field(default_factory=dict)
@@ -134,6 +149,11 @@ class Signals:
     attention_scores: dict[AttentionScores, Tensor] = field(default_factory=dict)
     attention_vectors: dict[AttentionVectors, Tensor] = field(default_factory=dict)
     scales: dict[HiddenState, Tensor] = field(default_factory=dict)
+    teachers: dict[int, Signals] = field(default_factory=dict)
+
+    def of_teacher(self, number: int | None) -> Signals:
+        """What one of several teachers showed; the only one where `number` is None."""
+        return self if number is None else self.teachers[number]
 
     def named_tensors(self) -> dict[str, Tensor]:
         """Every tensor by a name that a person can read."""
@@ -152,6 +172,7 @@ class Signals:
             attention_scores={key: move(tensor) for key, tensor in self.attention_scores.items()},
             attention_vectors={key: move(tensor) for key, tensor in self.attention_vectors.items()},
             scales={key: move(tensor) for key, tensor in self.scales.items()},
+            teachers={number: each.moved(move) for number, each in self.teachers.items()},
         )
 
     def decoded(self) -> Signals:

@@ -61,20 +61,24 @@ def _without_drawing(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[s
     torch.random.set_rng_state(before)
 
 
-def say_score(scores: Mapping[str, float], num_labels: int | None) -> None:
-    """Log the score, and warn of a teacher that is right less often than chance."""
+def say_score(scores: Mapping[str, float], num_labels: int | None, number: int | None = None) -> None:
+    """Log the score, and warn of a teacher that is right less often than chance; `number` says which of several it is."""
+    teacher = "The teacher" if number is None else f"Teacher {number}"
     accuracy = scores.get("teacher_accuracy", 1.0)
     if accuracy < 1 / max(2, num_labels or 0):
         logger.warning(
-            "The teacher is right in %.1f%% of the cases, less than chance: its labels may stand in another order than the data's. "
+            "%s is right in %.1f%% of the cases, less than chance: its labels may stand in another order than the data's. "
             "Look at id2label in both configs.",
+            teacher,
             100 * accuracy,
         )
     if scores:
-        logger.info("The teacher's own score: %s", ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+        logger.info("%s's own score: %s", teacher, ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
 
 
-def score_for_run(trainer: Any, teacher: SignalSource, batches: Iterable[Mapping[str, Any]], num_labels: int | None) -> dict[str, float]:
+def score_for_run(
+    trainer: Any, teacher: SignalSource, batches: Iterable[Mapping[str, Any]], num_labels: int | None, number: int | None = None
+) -> dict[str, float]:
     """What the teacher scores on a trainer's evaluation data, by its metrics; the main process says it.
 
     Args:
@@ -82,9 +86,10 @@ def score_for_run(trainer: Any, teacher: SignalSource, batches: Iterable[Mapping
         teacher: as for `teacher_score`.
         batches: of its evaluation data.
         num_labels: of the task.
+        number: of the teacher, where there are several.
     """
     preprocess = trainer.preprocess_logits_for_metrics
     scores = teacher_score(teacher, batches, trainer.compute_metrics, trainer.accelerator, trainer.label_names, preprocess)
     if trainer.is_world_process_zero():
-        say_score(scores, num_labels)
+        say_score(scores, num_labels, number)
     return scores

@@ -243,6 +243,7 @@ def recipe_of(flags: CompressionArguments, stored: Mapping[str, Any]) -> list[Lo
         layer_map=settings.layer_map,
         temperature=settings.distill_temperature,
         weights=settings.weights,
+        final_weights=settings.final_weights,
         skip_heads=settings.distill_skip_heads,
         relation_heads=settings.distill_relation_heads,
     )

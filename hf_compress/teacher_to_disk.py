@@ -1,8 +1,8 @@
-"""A trainer's live teacher goes to disk: what is stored is what the losses of its flags will ask for."""
+"""A trainer's live teachers go to disk: what is stored is what the losses of its flags will ask for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,11 +10,13 @@ from torch import nn
 
 from hf_compress.arguments import CompressionArguments
 from hf_compress.cache.examples import Examples
+from hf_compress.cached_teacher import CachedTeacher
+from hf_compress.given_teachers import GivenTeacher
 from hf_compress.layers.stack import unwrap
 from hf_compress.losses.loss import Loss
-from hf_compress.signals import SignalSpec
+from hf_compress.signals import SignalSource, SignalSpec
 from hf_compress.teacher import LiveTeacher
-from hf_compress.teacher_cache_run import build_for_run
+from hf_compress.teacher_cache_run import build_for_run, examples_of, look_for_examples, training_data
 from hf_compress.teacher_side import recipe_settings, signals_within
 
 
@@ -56,3 +58,36 @@ def store_for_run(
         scores=scores,
         progress=not trainer.args.disable_tqdm,
     )
+
+
+def store_teachers(trainer: Any, teachers: Sequence[GivenTeacher], sources: Mapping[int | None, SignalSource], asked: SignalSpec) -> bool:
+    """Build what is to be on disk and is not there, and let those teachers go; of the others see that the data is there.
+
+    Args:
+        trainer: whose data and flags these are.
+        teachers: of the run.
+        sources: who answers for each, by its number.
+        asked: all that any phase asks for.
+
+    Returns:
+        Whether any was built.
+
+    Raises:
+        CacheError, TeacherError, DataError, ArgumentError: see `store_for_run`.
+    """
+    built = False
+    for each in teachers:
+        source, flags = sources.get(each.number), each.flags
+        if source is None or flags.teacher_cache_dir is None:
+            continue
+        columns: frozenset[str] = getattr(source, "columns", frozenset())
+        may_lack = isinstance(source, CachedTeacher) and source.missing is not None
+        workers = trainer.args.dataloader_num_workers
+        examples = examples_of(*training_data(trainer), columns, trainer.processing_class, workers, may_change=may_lack)
+        if isinstance(source, LiveTeacher):
+            store_for_run(trainer, source, examples, asked.of_teacher(each.number), flags, each.losses, each.given, each.scores)
+            each.let_go()
+            built = True
+        elif isinstance(source, CachedTeacher):
+            look_for_examples(source.cache, examples, may_lack=may_lack, budget=flags.cache_budget)
+    return built

@@ -18,12 +18,12 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput
 
 from hf_compress.arguments import CompressionArguments
-from hf_compress.cached_teacher import ENTRY, CachedTeacher
+from hf_compress.cached_teacher import ENTRY
 from hf_compress.callbacks import LayerDropCallback, offer_examples, take_flags
 from hf_compress.console_log import show_log
 from hf_compress.distillation import Distillation
+from hf_compress.given_teachers import Teacher, given_teachers, lessons, score_teachers
 from hf_compress.layers.checkpoint import refuse_other_layers
-from hf_compress.layers.stack import pretrained_model
 from hf_compress.loss_log import FiniteWatch, LossLog
 from hf_compress.losses.loss import Loss
 from hf_compress.phases import PhasedRun
@@ -31,21 +31,15 @@ from hf_compress.run_checks import (
     check_flags,
     check_optimizer,
     check_run,
-    check_teacher_and_losses,
     check_trainer_class,
     flags_in_force,
     let_ddp_find_unused,
-    warn_of_same_model,
 )
+from hf_compress.several_teachers import members_of, reading_all, stored_members
 from hf_compress.task import TOKEN_KINDS, kind_of
 from hf_compress.task_loss import labels_mean, refuse_foreign_loss, with_decoder_inputs
-from hf_compress.teacher import LiveTeacher
-from hf_compress.teacher_cache_run import examples_of, look_for_examples, training_data
-from hf_compress.teacher_identity import has_cache
-from hf_compress.teacher_on_miss import ask_when_missing, asks_live
-from hf_compress.teacher_score import score_for_run
-from hf_compress.teacher_side import cached_side, live_side, no_teacher, teacher_at
-from hf_compress.teacher_to_disk import store_for_run
+from hf_compress.teacher_on_miss import ask_when_missing
+from hf_compress.teacher_to_disk import store_teachers
 from hf_compress.trim_padding import TrimPaddingCollator
 
 logger = logging.getLogger(__name__)
@@ -60,7 +54,9 @@ class DistillTrainer(Trainer):
     Args:
         model: the student.
         args: `TrainingArguments`, or `DistillTrainingArguments`, whose flags then say what is not given here.
-        teacher: a fine-tuned model, or the path of one; None if no loss needs it.
+        teacher: a fine-tuned model, or the path of one; None if no loss needs it. Or several of these: each loss then counts once for
+            each of them, by `teacher_weights`.
+        teacher_weights: of several teachers, scaled so that their sum is 1; equal by default. One that weighs 0 is left out.
         losses: what is compared; by default the recipe of the flags.
         compression: the flags, where `args` does not hold them.
 
@@ -80,7 +76,8 @@ class DistillTrainer(Trainer):
         model: PreTrainedModel | nn.Module | None = None,
         args: Any = None,
         *positional: Any,
-        teacher: PreTrainedModel | nn.Module | str | None = None,
+        teacher: Teacher | Sequence[Teacher] = None,
+        teacher_weights: Sequence[float] | None = None,
         losses: Sequence[Loss] | None = None,
         compression: CompressionArguments | None = None,
         **kwargs: Any,
@@ -92,19 +89,17 @@ class DistillTrainer(Trainer):
         take_flags(flags)
         kwargs |= dict(zip(_POSITIONAL, positional, strict=False))
         self.distillation: Distillation | None = None
-        self._teacher = teacher if teacher is not None else flags.teacher_model_name_or_path
         self._losses = losses
         has_flags = compression is None and (isinstance(args, CompressionArguments) or cls.compression is not None)
         self._labels_alone = has_flags and teacher is None and losses is None and not flags.wants_distillation
         if not self._labels_alone:
             let_ddp_find_unused(args)
-            check_teacher_and_losses(self._teacher, losses, from_disk=self._reads_cache(), nobody=no_teacher(flags.teacher_cache_dir))
+            self._teachers = given_teachers(teacher, teacher_weights, flags, losses)
         self._log_parts, self._watch = LossLog(), FiniteWatch()
         self._teacher_score: dict[str, float] = {}
         self._student_columns: frozenset[str] | None = None
         self._counts: Tensor | None = None
         self._own_loss_ran = False
-        self._loaded_teacher: PreTrainedModel | None = None
         callbacks = list(kwargs.pop("callbacks", None) or [])
         if flags.wants_layer_drop or flags.wants_freezing:
             callbacks.append(LayerDropCallback.from_arguments(flags))
@@ -127,33 +122,21 @@ class DistillTrainer(Trainer):
 
     # --- set-up ---
 
-    def _reads_cache(self) -> bool:
-        assert self.compression is not None
-        return self.compression.teacher_cache_dir is not None and has_cache(self.compression.teacher_cache_dir)
-
     def _set_up(self) -> None:
         """Load the teacher, see that it fits, and let the losses choose what they need of both models."""
         assert self.compression is not None
         student, flags = self._student, self.compression
-        path = self._teacher if isinstance(self._teacher, str) else None
-        handed_over = self._teacher if isinstance(self._teacher, nn.Module) else None
-        check_flags(flags, losses_given=self._losses is not None, teacher_given=handed_over is not None)
-        if self._reads_cache():
-            side = cached_side(student, flags, self._losses, self.processing_class, handed_over, self.args.device)
-        else:
-            if path is not None and self._loaded_teacher is None:  # once, also where model_init builds many students
-                self._loaded_teacher = teacher_at(path, student, flags, self._losses)
-            model = self._loaded_teacher if path is not None else handed_over
-            if path is not None:
-                warn_of_same_model(student, model, path)
-            side = live_side(student, model, path, flags, self._losses, self.processing_class)
-        source = side.source.to(self.args.device) if isinstance(side.source, LiveTeacher) else side.source
+        handed_over = all(each.model is not None for each in self._teachers)
+        check_flags(flags, losses_given=self._losses is not None, teacher_given=handed_over)
+        taught = lessons(self._teachers, student, self.processing_class, self.args.device)
         label_name = self.label_names[0] if len(self.label_names) == 1 else "labels"
-        self.distillation = Distillation(student, side.losses, source, side.shape, self.processing_class, label_name)
-        if isinstance(source, CachedTeacher):
-            source.cache.refuse_absent(self.distillation.whole_teacher_spec)
-            data = self.train_dataset
-            ask_when_missing(source, flags, handed_over, kind_of(student), self.accelerator, self.processing_class, data)
+        self.distillation = Distillation(student, taught.losses, taught.source, taught.shapes, self.processing_class, label_name)
+        asked, stored = self.distillation.whole_teacher_spec, stored_members(taught.source)
+        for each in self._teachers:
+            if (source := stored.get(each.number)) is not None:
+                source.cache.refuse_absent(asked.of_teacher(each.number))
+                data = self.train_dataset
+                ask_when_missing(source, each.flags, each.model, kind_of(student), self.accelerator, self.processing_class, data)
         check_optimizer(self.optimizer, self.distillation.projections)
         self._signature_columns = None  # to be read again, with the teacher's
         self._set_signature_columns_if_needed()
@@ -199,9 +182,9 @@ class DistillTrainer(Trainer):
             half_on_gpu = self.args.device.type == "cuda" and (self.args.fp16 or self.args.bf16)
             sequences = kind_of(self._student) in TOKEN_KINDS
             self.data_collator = TrimPaddingCollator(collator, sequences, pad_to_multiple_of=8 if half_on_gpu else None)
-        if self.distillation is not None and isinstance(self.distillation.teacher, CachedTeacher):
+        if self.distillation is not None:
             spec = self.distillation.teacher_spec if self.distillation.running else self.distillation.whole_teacher_spec
-            self.data_collator = self.distillation.teacher.reading(self.data_collator, spec)
+            self.data_collator = reading_all(self.distillation.teacher, self.data_collator, spec)
         try:
             loader: DataLoader[Any] = super().get_train_dataloader()
         finally:
@@ -213,6 +196,7 @@ class DistillTrainer(Trainer):
         samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.distillation is not None and self.distillation.running:
             self._check_that_own_loss_runs()
+            self.distillation.progress = self.state.global_step / max(1, self.state.max_steps - 1)
             self._counts = self.accelerator.reduce(self.distillation.counts(samples, self.args.device), reduction="sum")
         return samples, items
 
@@ -259,7 +243,7 @@ class DistillTrainer(Trainer):
 
     def _reaches_student(self, name: str, *, labels: bool = True) -> bool:
         """Whether a column goes into the student: not those only the teacher reads, nor labels that no loss uses."""
-        if name == ENTRY:
+        if name.startswith(ENTRY):
             return False
         if not labels and name in ("labels", "label_ids", *self.label_names):
             return False
@@ -302,6 +286,8 @@ class DistillTrainer(Trainer):
             # A new optimizer and schedule: the old ones hold moments of other losses.
             self.optimizer, self.lr_scheduler = None, None
             self.model_wrapped = self._student
+            if phased.slows:
+                phased.slow_down(self.create_optimizer())
             output = train_once(checkpoint)
             history.extend(self.state.log_history)
             self.state.log_history = list(history)  # the Trainer begins a new one for each phase
@@ -310,45 +296,27 @@ class DistillTrainer(Trainer):
         if not phases:
             distillation.start()
             return train_once(resume_from_checkpoint)
-        return PhasedRun(self.args, self._student, distillation, phases).run(resume_from_checkpoint, train_phase)
+        assert self.compression is not None
+        flags = self.compression
+        one_by_one, slow_rate = flags.distill_progressive, flags.distill_progressive_rate
+        phased = PhasedRun(self.args, self._student, distillation, phases, progressive=one_by_one, slow_rate=slow_rate)
+        return phased.run(resume_from_checkpoint, train_phase)
 
     def _teacher_to_disk(self) -> None:
-        """Build the teacher on disk if it was asked for and is not there; from here on the run reads it, and the teacher is let go."""
+        """Build a teacher on disk if it was asked for and is not there; from here on the run reads it, and the teacher is let go."""
         assert self.compression is not None and self.distillation is not None
-        teacher, flags = self.distillation.teacher, self.compression
-        if teacher is None or flags.teacher_cache_dir is None:
-            return
-        columns: frozenset[str] = getattr(teacher, "columns", frozenset())
-        may_lack = isinstance(teacher, CachedTeacher) and teacher.missing is not None
-        workers = self.args.dataloader_num_workers
-        examples = examples_of(*training_data(self), columns, self.processing_class, workers, may_change=may_lack)
-        if isinstance(teacher, LiveTeacher):
-            store_for_run(
-                self, teacher, examples, self.distillation.whole_teacher_spec, flags, self._losses, self._teacher, self._teacher_score
-            )
+        if store_teachers(self, self._teachers, members_of(self.distillation.teacher), self.distillation.whole_teacher_spec):
             self.distillation.stop()
-            self.distillation = self._loaded_teacher = None
-            if isinstance(self._teacher, nn.Module) and not asks_live(flags):
-                self._teacher = None
-            del teacher
+            self.distillation = None
             self._set_up()
-        elif isinstance(teacher, CachedTeacher):
-            look_for_examples(teacher.cache, examples, may_lack=may_lack, budget=flags.cache_budget)
-        if flags.build_teacher_cache_only:
-            logger.info("The teacher on disk is built in %s; ending without training.", flags.teacher_cache_dir)
+        if self.compression.build_teacher_cache_only:
+            logger.info("The teacher on disk is built in %s; ending without training.", self.compression.teacher_cache_dir)
             raise SystemExit(0)
 
     def _report_teacher(self) -> None:
-        if self.distillation is not None and isinstance(self.distillation.teacher, CachedTeacher):
-            self._teacher_score = dict(self.distillation.teacher.cache.manifest.teacher.scores)
-            return  # it was asked when it was here
-        teacher = self.distillation.teacher if self.distillation is not None and self.distillation.needs_teacher else None
-        if teacher is None or self.compute_metrics is None or self.eval_dataset is None or isinstance(self.eval_dataset, dict):
-            return
-        if kind_of(self._student) != "sequence_classification" or self.args.batch_eval_metrics:
-            return  # elsewhere a script's metrics want more than logits
-        batches = (with_decoder_inputs(self._student, batch) for batch in self.get_eval_dataloader())
-        self._teacher_score = score_for_run(self, teacher, batches, pretrained_model(self._student).config.num_labels)
+        assert self.distillation is not None
+        sources = members_of(self.distillation.teacher)
+        self._teacher_score = score_teachers(self, self._teachers, sources, asked=self.distillation.needs_teacher)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's log, with each part of the loss beside the whole."""
@@ -365,8 +333,8 @@ class DistillTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """The Trainer's checkpoint, once the teacher was seen to be sound."""
         self._watch.check()
-        if self.distillation is not None and isinstance(self.distillation.teacher, CachedTeacher):
-            self.distillation.teacher.write_missing()
+        for source in stored_members(self.distillation.teacher if self.distillation is not None else None).values():
+            source.write_missing()
         super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -62,6 +62,24 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "log_target=True).sum(-1)",
         "tests/losses/test_logits.py::test_kl_by_hand",
     ),
+    "teachers' shares": (
+        "given_teachers.py",
+        "replace(loss.times(each.share), teacher=each.number)",
+        "replace(loss, teacher=each.number)",
+        "tests/test_several_teachers.py::test_the_gradient_is_the_weighted_sum_of_each_teachers_own",
+    ),
+    "frozen below": (
+        "progressive.py",
+        "for layer in range(first, last + 1)",
+        "for layer in range(1, last + 1)",
+        "tests/test_progressive.py::test_a_plain_loop",
+    ),
+    "falling weight": (
+        "losses/loss.py",
+        "(self.final_weight - self.weight) * progress",
+        "(self.final_weight - self.weight) * progress**2",
+        "tests/test_final_weight.py::test_the_steps_are_those_of_a_plain_loop",
+    ),
     "layer map": (
         "layers/layer_map.py",
         "(i, round(i * teacher_layers / student_layers)) for i",

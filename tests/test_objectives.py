@@ -15,7 +15,19 @@ from hf_compress.losses.loss import Loss
 from hf_compress.losses.relations import QueryRelationsLoss, ValueRelationsLoss
 from hf_compress.trainer import DistillTrainer
 from tests.tiny_models import tiny_batch, tiny_model
-from tests.tiny_runs import NARROW, arguments, every_objective, largest_difference, rows, student, teacher, trained, weights
+from tests.tiny_runs import (
+    NARROW,
+    arguments,
+    every_loss,
+    every_objective,
+    largest_difference,
+    rows,
+    strongest_gradients,
+    student,
+    teacher,
+    trained,
+    weights,
+)
 
 
 def names(losses: list[Loss]) -> set[str]:
@@ -30,6 +42,16 @@ def test_accumulated_micro_batches_give_the_gradient_of_one_batch(tmp_path: Path
     assert largest_difference(weights(whole), weights(parts)) < 2e-6
     for name in names(every_objective()):
         assert parts.state.log_history[0][name] == pytest.approx(log[name], rel=1e-4), name
+
+
+def test_no_loss_is_dead(tmp_path: Path) -> None:
+    """A sum of many moves the student even where one of them does nothing."""
+    losses = [*every_objective(), *(loss for loss in every_loss() if loss.name != "logits")]
+    trainer = DistillTrainer(student(**NARROW), arguments(tmp_path), teacher=teacher(), losses=losses, train_dataset=rows())
+    inputs = trainer.data_collator(list(rows()))
+    alone = strongest_gradients(trainer, inputs)
+    assert alone.keys() == {loss.name for loss in losses}
+    assert min(alone.values()) > 1e-5, alone
 
 
 def test_padding_changes_nothing(tmp_path: Path) -> None:
@@ -66,6 +88,9 @@ def test_other_architectures_learn(architecture: str, tmp_path: Path) -> None:
     data = [{name: column[row] for name, column in batch.items()} for row in range(8)]
     settings = arguments(tmp_path, per_device_train_batch_size=8, learning_rate=1e-3)
     trainer = DistillTrainer(pupil, settings, teacher=guide, losses=every_objective(), train_dataset=data)
+    alone = strongest_gradients(trainer, batch)
+    dead = {name for name, gradient in alone.items() if not gradient > 1e-5}
+    assert not dead and len(alone) >= len(every_objective())
     before = weights(trainer)
     trainer.train()
     assert largest_difference(weights(trainer), before) > 1e-5

@@ -20,18 +20,23 @@ import torch
 from safetensors.torch import save_file
 from hf_compress import CompressionArguments, DistillTrainer
 from hf_compress.losses.recipes import losses_of
+from tests.tiny_models import tiny_model
 from tests.tiny_runs import NARROW, arguments, rows, student, teacher, every_loss, every_objective
 from pathlib import Path
 
 folder, batch_size, accumulation, phases = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-chosen = {"every_loss": every_loss, "every_objective": every_objective}
+several = sys.argv[5] == "several teachers"
+chosen = {"every_loss": every_loss, "every_objective": every_objective, "several teachers": every_loss}
+guides = [teacher(), tiny_model("bert", num_layers=3, seed=9)] if several else teacher()
 alone = lambda: losses_of(sys.argv[5], weights={"logits": 0} if sys.argv[5] == "minilmv2" else None)
 losses = chosen.get(sys.argv[5], alone)()
 torch.manual_seed(5)
 args = arguments(folder, per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
                  **({"max_steps": -1} if phases else {"max_steps": 2}), gradient_checkpointing=sys.argv[5] not in chosen)
 flags = CompressionArguments(distill_phases=phases) if phases else None
-trainer = DistillTrainer(student(**NARROW), args, teacher=teacher(), losses=losses, compression=flags, train_dataset=rows())
+if several:  # the first from disk, the second live
+    flags = CompressionArguments(teacher_cache_dir=f"{folder}/cache,", teacher_cache_dtype="float32", teacher_weights="2,1")
+trainer = DistillTrainer(student(**NARROW), args, teacher=guides, losses=losses, compression=flags, train_dataset=rows())
 trainer.train()
 if trainer.is_world_process_zero():
     save_file({name: p.detach().clone() for name, p in trainer.model.named_parameters()}, folder / "weights.safetensors")
@@ -74,6 +79,17 @@ def test_two_processes_and_accumulation_step_as_one_process_does(tmp_path: Path,
     for key in log[0]:
         if key.startswith("loss"):
             assert log_of_two[0][key] == pytest.approx(log[0][key], rel=1e-4), key
+
+
+@pytest.mark.slow
+def test_several_teachers_in_two_processes(tmp_path: Path) -> None:
+    one, log = run(tmp_path, "one", 1, 16, losses="several teachers")
+    two, log_of_two = run(tmp_path, "two", 2, 8, losses="several teachers")
+    for name in one:
+        assert torch.allclose(one[name], two[name], atol=1e-5), name
+    parts = [key for key in log[0] if key.startswith("loss_")]
+    assert "loss_hidden_states_teacher_1" in parts and "loss_attention_scores_teacher_2" in parts
+    assert [log_of_two[1][key] for key in parts] == pytest.approx([log[1][key] for key in parts], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from hf_compress.losses.loss import Loss
 from hf_compress.losses.mixed_layers import MixedLayersLoss
 from hf_compress.losses.relations import KeyRelationsLoss, QueryRelationsLoss, ValueRelationsLoss
 from hf_compress.losses.transported_layers import AttentionScoresTransportLoss, HiddenStatesTransportLoss
+from hf_compress.task_loss import with_decoder_inputs
 from hf_compress.trainer import DistillTrainer
 from tests.tiny_models import tiny_model
 
@@ -92,6 +93,25 @@ def trained(
     )
     trainer.train()
     return trainer
+
+
+def strongest_gradients(trainer: DistillTrainer, inputs: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The largest gradient that each loss by itself gives to any weight of the student, by the loss's name in the log."""
+    distillation = trainer.distillation
+    assert distillation is not None
+    distillation.start()
+    inputs = with_decoder_inputs(distillation.student, inputs)
+    told = distillation.teacher_signals(inputs)
+    outputs = distillation.student.train()(**inputs)
+    counts = distillation.counts([inputs], torch.device("cpu"))
+    parts = distillation.parts(outputs, told, inputs, counts, lambda out, count: out["loss"])
+    parameters = [parameter for parameter in distillation.student.parameters() if parameter.requires_grad]
+    found = {}
+    for name, (value, _) in parts.items():
+        gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+        found[name] = max(gradient.abs().max().item() for gradient in gradients if gradient is not None)
+    distillation.stop()
+    return found
 
 
 def weights(trainer: DistillTrainer) -> dict[str, torch.Tensor]:

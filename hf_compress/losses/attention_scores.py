@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AttentionScoresLoss(Loss):
-    """Compare attention scores, QK^T/sqrt(d) before mask and softmax (TinyBERT 1909.10351, eq. 7).
+    """Compare attention scores, QK^T/sqrt(d) before mask and softmax (TinyBERT 1909.10351, eq. 7); in T5 with what it adds for positions.
 
         mean over heads, mean over the keys a query may see, of (a_S - a_T)^2,  over real queries; layers are added up
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, Self
 
 from torch import Tensor
 
+from hf_compress.errors import LossError
 from hf_compress.losses.reduction import Batch
 from hf_compress.signals import Signals, SignalSpec
 from hf_compress.task import ModelShape
@@ -17,10 +18,15 @@ Phase = Literal["intermediate", "prediction"]
 
 @dataclass(frozen=True)
 class Projection:
-    """A learnt linear map from the student's width to the teacher's, trained with the student and left out of the saved model."""
+    """A learnt linear map from the student's width to the teacher's, trained with the student and left out of the saved model.
+
+    Attributes:
+        bias: whether it adds one.
+    """
 
     in_features: int
     out_features: int
+    bias: bool = True
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,14 @@ class Loss(ABC):
 
     Attributes:
         weight: its factor in the total. A loss of weight 0 is not computed.
+        final_weight: what the weight becomes, in a straight line from the first step of the training (or of its phase) to the last; None
+            leaves it as it is.
+        teacher: of several teachers the one that it learns from, counted from 1; None is each of them, or the only one.
     """
 
     weight: float = field(default=1.0, kw_only=True)
+    final_weight: float | None = field(default=None, kw_only=True)
+    teacher: int | None = field(default=None, kw_only=True)
 
     # As flags and logs call it; the phase of a two-phase run in which it takes part; whether it reads the teacher; whether it chooses the
     # teacher's layers itself and needs their states whole, so that no selection of hidden states goes with it; whether it reads attention.
@@ -56,7 +67,32 @@ class Loss(ABC):
         """
 
     def __str__(self) -> str:
-        return f"{self.weight:g} x {self.name}"
+        falling = "" if self.final_weight is None else f" to {self.final_weight:g}"
+        return f"{self.weight:g}{falling} x {self.name}{'' if self.teacher is None else f' of teacher {self.teacher}'}"
+
+    def weight_at(self, progress: float) -> float:
+        """The weight in one step: `progress` is 0 in the first of the training, 1 in the last."""
+        return self.weight if self.final_weight is None else self.weight + (self.final_weight - self.weight) * progress
+
+    def times(self, factor: float) -> Self:
+        """The same loss with another weight, from first to last."""
+        final = None if self.final_weight is None else self.final_weight * factor
+        return replace(self, weight=self.weight * factor, final_weight=final)
+
+    def check_weight(self) -> None:
+        """Refuse weights that are none.
+
+        Raises:
+            LossError: a weight that ends below 0, or begins at 0.
+        """
+        if self.final_weight is None:
+            return
+        if not 0 <= self.final_weight < float("inf"):
+            raise LossError(f"{self.name} has the final weight {self.final_weight:g}; a weight is 0 or more.")
+        if self.weight == 0:
+            raise LossError(
+                f"{self.name} has the weight 0, which leaves it out, and the final weight {self.final_weight:g}. Begin with 0.01."
+            )
 
     @property
     @abstractmethod

@@ -20,12 +20,13 @@ from hf_compress.task import ModelShape
 class MixedLayersLoss(Loss):
     """Compare each student layer with what it attends to among the teacher's layers (ALP-KD 2012.14022).
 
-        e_k  =  softmax over the layers k of a bucket of  (A h_S + c) . h_T,k
+        e_k  =  softmax over the layers k of a bucket of  (A h_S) . h_T,k
         mean_d (h_S - sum_k e_k h_T,k)^2,  over examples, at the summary token only; layers are added up
 
     The paper maps the teacher's states, h_S . (P h_T); this is the same with A the transpose of P, and keeps all that is learnt inside the
-    student. A is one for all layers, and no part of the saved student. Where the widths differ, h_S goes through a second map, shared
-    with `HiddenStatesLoss`.
+    student. A bias of P would add one number to the scores of all layers, which the softmax takes out again; a bias here, a preference for
+    layers whatever the student shows, is not the paper's, so A has none. A is one for all layers, and no part of the saved student. Where
+    the widths differ, h_S goes through a second map, shared with `HiddenStatesLoss`.
 
     Take it where no layer map suggests itself and examples have a summary token (classification); `CombinedLayersLoss` compares all
     tokens, and `HiddenStatesLoss(kind="summary")`, PKD's, fixes one teacher layer for each.
@@ -79,8 +80,8 @@ class MixedLayersLoss(Loss):
     @property
     def projections(self) -> dict[str, Projection]:
         """What a state asks the teacher's layers with; and to their width, where that differs."""
-        names = [self._asking, *([] if self.widths[0] == self.widths[1] else [self._fitting])]
-        return {name: Projection(*self.widths) for name in names}
+        fitting = {} if self.widths[0] == self.widths[1] else {self._fitting: Projection(*self.widths)}
+        return {self._asking: Projection(*self.widths, bias=False), **fitting}
 
     def student_spec(self) -> SignalSpec:
         """All layers, each as it asks and as it is compared."""

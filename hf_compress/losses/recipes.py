@@ -148,10 +148,11 @@ def minilmv2(layer_map: LayerMap | str | None = None) -> list[Loss]:
 def fitnets(layer_map: LayerMap | str | None = None) -> list[Loss]:
     """FitNets 1412.6550: the middle layer, through a regressor; then logits (T = 3) and the labels.
 
-    The paper trains up to the hint first: `--distill_phases intermediate=5,prediction=3`. Then it lets the logits' weight fall over time,
-    from 4 to 1 without T^2; here it is 1, with T^2, from first to last.
+    The paper trains up to the hint first: `--distill_phases intermediate=5,prediction=3`. Then the logits' weight falls in a straight line,
+    from 4 to 1, without T^2.
     """
-    return [hf.HintLoss(layer_map), hf.LogitsLoss(temperature=3.0), hf.LabelsLoss()]
+    logits = hf.LogitsLoss(temperature=3.0, kind="soft_cross_entropy", weight=4.0, final_weight=1.0)
+    return [hf.HintLoss(layer_map), logits, hf.LabelsLoss()]
 
 
 def ckd(layer_map: LayerMap | str | None = None) -> list[Loss]:
@@ -189,8 +190,8 @@ def emd(layer_map: LayerMap | str | None = None) -> list[Loss]:
 def mobilebert(layer_map: LayerMap | str | None = None) -> list[Loss]:
     """MobileBERT 2004.02984: feature maps and where attention goes, of every mapped layer; then logits (T = 1) and labels, half each.
 
-    Heads must be equal in number. The layers are trained together and the predictions after,
-    `--distill_phases intermediate=20,prediction=3`; the paper's progressive transfer, one layer after another, is not there.
+    Heads must be equal in number. The paper trains the layers first, one after another from the bottom, and the predictions after:
+    `--distill_phases intermediate=20,prediction=3 --distill_progressive`.
     """
     return [
         hf.HiddenStatesLoss(layer_map),
@@ -243,6 +244,7 @@ def losses_of(
     layer_map: LayerMap | str | None = None,
     temperature: float | None = None,
     weights: Mapping[LossName, float] | None = None,
+    final_weights: Mapping[LossName, float] | None = None,
     skip_heads: float | None = None,
     relation_heads: int | None = None,
 ) -> list[Loss]:
@@ -253,6 +255,7 @@ def losses_of(
         layer_map: a map or its name; None is what dropping left, else a uniform map.
         temperature: replaces the recipe's.
         weights: by loss name; a loss that the recipe lacks is added with that weight, one of weight 0 is left out.
+        final_weights: by loss name; the weight becomes this in the course of the training.
         skip_heads: see `AttentionScoresLoss`.
         relation_heads: see `RelationsLoss`.
 
@@ -264,10 +267,15 @@ def losses_of(
         if name not in LOSSES:
             raise ArgumentError(f"There is no loss {name!r}; there are {', '.join(LOSSES)}.")
         asked = losses[name] if name in losses else LOSSES[name](layer_map)
-        losses[name] = replace(asked, weight=weight, **({"required": True} if _takes(asked, "required") else {}))
+        losses[name] = replace(asked, weight=weight, final_weight=None, **({"required": True} if _takes(asked, "required") else {}))
     chosen = [loss for loss in losses.values() if loss.weight != 0]
     if not chosen:
         raise ArgumentError(f"Every loss of the recipe {recipe} has weight 0, so there is nothing to learn from: give one more.")
+    for name, final in (final_weights or {}).items():
+        if not any(loss.name == name for loss in chosen):
+            there = ", ".join(loss.name for loss in chosen)
+            raise ArgumentError(f"--distill_final_weights {name}, but the losses are {there}. Add it with --distill_weights.")
+        chosen = [replace(loss, final_weight=final) if loss.name == name else loss for loss in chosen]
     settings: dict[str, Any] = {
         "layer_map": layer_map,
         "temperature": temperature,

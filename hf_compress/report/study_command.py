@@ -20,6 +20,7 @@ from hf_compress.cache_arguments import ALIASES
 from hf_compress.errors import ArgumentError
 from hf_compress.report.study_arms import Arm
 from hf_compress.script_arguments import ScriptRequest, parse_command_line
+from hf_compress.teacher_places import count_of_teachers
 
 # What the study says itself, run by run.
 _REFUSED = {
@@ -27,6 +28,9 @@ _REFUSED = {
     "build_teacher_cache_only": "the study builds the teacher on disk itself, if it is not there",
     "teacher_cache_budget": "all arms read one teacher on disk, which holds what they need",
     "teacher_cache_layers": "the study chooses the layers that its arms need",
+    "distill_progressive": "some of its arms teach no layers",
+    "distill_progressive_rate": "some of its arms teach no layers",
+    "teacher_weights": "all arms learn from one teacher",
 }
 _TEACHER = ("teacher_model_name_or_path", "teacher_revision", "teacher_dtype")
 DEFAULT_RECIPE = "mud"
@@ -166,6 +170,8 @@ def _refuse(request: ScriptRequest, rest: Sequence[str]) -> None:
     for name, why in _REFUSED.items():
         if name in request.given:
             raise ArgumentError(f"--{name} is not for `hf-compress study`: {why}. Leave it out.")
+    if count_of_teachers(request.compression.teacher_model_name_or_path, request.compression.teacher_cache_dir, None) > 1:
+        raise ArgumentError("A study has one teacher: all arms learn from what is on disk of it. Name one.")
     if _has(request.script_arguments, "seed"):
         raise ArgumentError("--seed is for one run. A study has several: --seeds 42,43,44.")
     if "max_steps" in _names(request.script_arguments):

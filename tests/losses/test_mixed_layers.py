@@ -90,9 +90,9 @@ def test_gradients_are_the_numerical_ones() -> None:
 def test_buckets_and_maps() -> None:
     assert str(resolved(MixedLayersLoss(), shape(2, 4), shape(3, 4))).endswith("(student:teacher 1:1+2+3,2:1+2+3)")
     assert str(resolved(MixedLayersLoss("overlap"), shape(2, 4), shape(6, 4))).endswith("(student:teacher 1:1+2+3+4,2:3+4+5+6)")
-    assert resolved(MixedLayersLoss(), shape(2, 4), shape(3, 4)).projections == {"layers_asking": Projection(4, 4)}
+    assert resolved(MixedLayersLoss(), shape(2, 4), shape(3, 4)).projections == {"layers_asking": Projection(4, 4, bias=False)}
     wider = resolved(MixedLayersLoss(), shape(2, 4), shape(3, 6))
-    assert wider.projections == {"layers_asking": Projection(4, 6), "layers_shared": Projection(4, 6)}
+    assert wider.projections == {"layers_asking": Projection(4, 6, bias=False), "layers_shared": Projection(4, 6)}
     assert wider.unit == "rows.layers"
     with pytest.raises(LossError, match="mixed_layers needs them whole"):
         MixedLayersLoss().resolve(shape(2, 4), shape(4, 4, selected=True))

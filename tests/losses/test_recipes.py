@@ -30,7 +30,7 @@ def test_the_recipes_of_the_papers() -> None:
     assert weights_of("layerwise") == {"logits": 1.0, "hidden_states": 10.0, "attention_scores": 1.0}
     assert weights_of("minilm") == {"attentions": 1.0, "value_relations": 1.0, "logits": 1.0}
     assert weights_of("minilmv2") == {"query_relations": 1 / 3, "key_relations": 1 / 3, "value_relations": 1 / 3, "logits": 1.0}
-    assert weights_of("fitnets") == {"hint": 1.0, "logits": 1.0, "labels": 1.0}
+    assert weights_of("fitnets") == {"hint": 1.0, "logits": 4.0, "labels": 1.0}
     assert weights_of("ckd") == {"combined_layers": 0.7, "logits": 0.2, "labels": 0.1}
     assert weights_of("alp") == {"mixed_layers": 1.0, "logits": 1.0, "labels": 1.0}
     assert weights_of("emd") == {
