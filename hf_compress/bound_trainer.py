@@ -24,6 +24,7 @@ import transformers.trainer
 from hf_compress.argument_values import nearest_name
 from hf_compress.arguments import CompressionArguments
 from hf_compress.callbacks import LayerDropCallback, offer_examples, take_flags, were_taken
+from hf_compress.card.facts import complete_card_of
 from hf_compress.errors import ArgumentError, CompressionError
 from hf_compress.layers.checkpoint import refuse_other_layers
 from hf_compress.task import TOKEN_KINDS, kind_of
@@ -75,7 +76,7 @@ def trainer_of(compression: CompressionArguments) -> BoundTrainer:
         flags = ", ".join(f"--{name}" for name in compression.distillation_flags)
         found = "the script's own Trainer" if compression.trainer_class is None else f"{compression.trainer_class}, which"
         raise ArgumentError(f"{flags}: {found} does not distil; add --trainer_class DistillTrainer, or leave them out.")
-    namespace: dict[str, Any] = {"_load_from_checkpoint": _loading(base)}
+    namespace: dict[str, Any] = {"_load_from_checkpoint": _loading(base), "create_model_card": _completing_cards(base)}
     if compression.trim_padding:
         namespace["get_train_dataloader"] = _trimming(base)
     return _bound(base, namespace, compression, drops=compression.wants_layer_drop or compression.wants_freezing)
@@ -170,6 +171,17 @@ def _loading(base: type[transformers.Trainer]) -> Callable[..., None]:
         base._load_from_checkpoint(self, resume_from_checkpoint, model)
 
     return load_from_checkpoint
+
+
+def _completing_cards(base: type[transformers.Trainer]) -> Callable[..., None]:
+    """The `create_model_card` of a plain Trainer, which says which layers were dropped, and how large the model is."""
+
+    @functools.wraps(base.create_model_card)
+    def create_model_card(self: Any, *args: Any, measure_latency: bool = False, **kwargs: Any) -> None:
+        base.create_model_card(self, *args, **kwargs)
+        complete_card_of(self, measure_latency=measure_latency, dataset=kwargs.get("dataset"))
+
+    return create_model_card
 
 
 @contextmanager

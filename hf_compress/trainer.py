@@ -20,6 +20,7 @@ from transformers.trainer_utils import TrainOutput
 from hf_compress.arguments import CompressionArguments
 from hf_compress.cached_teacher import ENTRY, CachedTeacher
 from hf_compress.callbacks import LayerDropCallback, offer_examples, take_flags
+from hf_compress.card.facts import complete_card_of
 from hf_compress.console_log import show_log
 from hf_compress.distillation import Distillation
 from hf_compress.layers.checkpoint import refuse_other_layers
@@ -380,3 +381,8 @@ class DistillTrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.distillation is not None and len(self.distillation.projections):
             self.distillation.projections.load(resume_from_checkpoint)
+
+    def create_model_card(self, *args: Any, measure_latency: bool = False, **kwargs: Any) -> None:
+        """The Trainer's card, with what was compressed and how; `measure_latency` times the models on a batch, here and now."""
+        super().create_model_card(*args, **kwargs)
+        complete_card_of(self, self.distillation, self.compression, self._losses is not None, measure_latency, kwargs.get("dataset"))
