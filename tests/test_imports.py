@@ -177,6 +177,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "augmentation",
         "cache",
         "cache_arguments",
+        "card",
         "errors",
         "layers",
         "losses",

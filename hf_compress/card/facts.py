@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,39 +77,62 @@ def section_of(
         flags: of the run.
         losses_given: see `complete_card_of`.
     """
-    config = pretrained_model(model).config
-    layers, pruned, fitted = _layer_row(config), recorded_pruning(config), recorded_warm_start(config)
-    if distillation is None and not layers and pruned is None and fitted is None:
+    origin = str(getattr(pretrained_model(model).config, "_name_or_path", None) or "")
+    recorded = _recorded(model)
+    if distillation is None and not recorded.tags:
         return None
-    origin = str(getattr(config, "_name_or_path", None) or "")
     teacher_name, teacher = _teacher(distillation, flags) if distillation is not None else ("", None)
-    student = size_of(model)
-    papers: list[Paper] = []
-    tags = []
-    rows = {"model": student.words, "starts from": named(origin) if origin else "", "layers": layers}
-    if layers:
-        papers.append(DROPPING)
-        tags.append("layer-dropping")
-    if pruned is not None:
-        papers.append(PRUNING)
-        tags.append("pruning")
-        rows["pruned"] = (
-            f"{len(pruned.heads[0]) if pruned.heads else pruned.num_heads} of {pruned.num_heads} heads and {pruned.neurons[0]:,} of "
-            f"{pruned.neurons[1]:,} neurons in a layer, embeddings of rank {pruned.rank[0]} of {pruned.rank[1]}"
-        )
-        rows["faithful"] = f"importance as in {pruned.faithful.replace('_', ' ')}" if pruned.faithful else ""
-    if fitted is not None:
-        rows["fitted"] = f"to the teacher's hidden states before training (pca), layers {fitted.layer_map}"
-    made = "This model is a smaller version of " + (named(origin) if origin else "a transformer")
+    papers, tags = recorded.papers, recorded.tags
+    rows = {"model": recorded.rows.pop("model"), "starts from": named(origin) if origin else "", **recorded.rows}
+    made = f"This model is a smaller version of {named(origin) if origin else 'a transformer'}"
     if distillation is not None:
         papers += _papers(distillation, flags, losses_given)
-        tags += ["distillation", "knowledge-distillation"]
+        tags += ("distillation", "knowledge-distillation")
         if teacher is not None:
             made = f"This model is a student of {f'the teacher {named(teacher_name)}' if teacher_name else 'a teacher'}"
             rows["teacher"] = f"{named(teacher_name) + ', ' if teacher_name else ''}{teacher.words}{_on_disk(distillation)}"
         rows |= _method_rows(distillation, flags, losses_given)
     bases = tuple(name for name in (origin, teacher_name) if is_on_hub(name))[:1]
-    return CardSection(made, {**rows, **size_rows(student, teacher)}, tuple(tags), unique(papers), bases)
+    return CardSection(made, {**rows, **size_rows(size_of(model), teacher)}, tags, unique(papers), bases)
+
+
+def write_student_card(folder: str | Path, student: nn.Module, source: nn.Module, source_name: str) -> None:
+    """Write the card of a model that was made of another and has not been trained yet, or complete the one that is there.
+
+    Args:
+        folder: where the student is.
+        student, source: the models.
+        source_name: where the source was loaded from.
+    """
+    recorded = _recorded(student)
+    made = f"This model was made of {named(source_name)}, and was not trained since"
+    rows = {"model": recorded.rows.pop("model"), "made of": f"{named(source_name)}, {size_of(source).words}", **recorded.rows}
+    rows |= {**size_rows(size_of(student), size_of(source)), "made with": f"hf_compress {__version__}"}
+    bases = (source_name,) if is_on_hub(source_name) else ()
+    complete_card(folder, CardSection(made, rows, recorded.tags, unique(recorded.papers), bases))
+
+
+def _recorded(model: nn.Module) -> CardSection:
+    """What stands in a model's config: the layers that were kept, what was pruned, and what was fitted."""
+    config = pretrained_model(model).config
+    rows, tags, papers = {"model": size_of(model).words}, [], []
+    if layers := _layer_row(config):
+        rows["layers"] = layers
+        tags.append("layer-dropping")
+        papers.append(DROPPING)
+    if (pruned := recorded_pruning(config)) is not None:
+        heads = [len(layer) for layer in pruned.heads] or [pruned.num_heads]
+        rows["pruned"] = (
+            f"{max(heads)} of {pruned.num_heads} heads and {pruned.neurons[0]:,} of {pruned.neurons[1]:,} neurons in a layer, "
+            f"embeddings of rank {pruned.rank[0]} of {pruned.rank[1]}"
+        )
+        rows["faithful"] = f"importance as in {pruned.faithful.replace('_', ' ')}" if pruned.faithful else ""
+        tags.append("pruning")
+        papers.append(PRUNING)
+    if (fitted := recorded_warm_start(config)) is not None:
+        rows["fitted"] = f"to the teacher's hidden states before training (pca), layers {fitted.layer_map}"
+        tags.append("warm-start")
+    return CardSection("", rows, tuple(tags), tuple(papers))
 
 
 def score_row(history: list[dict[str, Any]], stored: Mapping[str, float]) -> str:
@@ -121,7 +145,7 @@ def score_row(history: list[dict[str, Any]], stored: Mapping[str, float]) -> str
     teacher = dict(stored)
     for line in history:
         teacher |= {key: value for key, value in line.items() if key.startswith("teacher_")}
-    last = next((line for line in reversed(history) if any(key.startswith("eval_") for key in line)), {})
+    last: dict[str, Any] = next((line for line in reversed(history) if any(key.startswith("eval_") for key in line)), {})
     words = []
     for key, value in last.items():
         name = key.removeprefix("eval_")

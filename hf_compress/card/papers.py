@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-
-from hf_compress.losses.recipes import LossName, RecipeName
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ DROPPING = Paper("2004.03844", "Sajjad, Hassan", "On the Effect of Dropping Laye
 PRUNING = Paper("2103.11367", "Liu, Yuanxin", "ROSITA: Refined BERT cOmpreSsion with InTegrAted techniques")
 LITTLE_OF_THE_TEACHER = _MUD
 
-OF_RECIPE: Mapping[RecipeName, tuple[Paper, ...]] = {
+OF_RECIPE: dict[str, tuple[Paper, ...]] = {
     "layerwise": (_KNOWLEDGE, _TINYBERT),
     "logits": (_KNOWLEDGE,),
     "distilbert": (_DISTILBERT, _KNOWLEDGE),
@@ -84,7 +82,7 @@ OF_RECIPE: Mapping[RecipeName, tuple[Paper, ...]] = {
     "mobilebert": (_MOBILEBERT, _KNOWLEDGE),
 }
 # What each loss is of, for losses that are given one by one.
-OF_LOSS: Mapping[LossName, tuple[Paper, ...]] = {
+OF_LOSS: dict[str, tuple[Paper, ...]] = {
     "labels": (),
     "logits": (_KNOWLEDGE,),
     "hidden_states": (_TINYBERT,),
@@ -103,17 +101,15 @@ OF_LOSS: Mapping[LossName, tuple[Paper, ...]] = {
 
 
 def papers_of(recipe: str | None, losses: Iterable[str]) -> tuple[Paper, ...]:
-    """Those of a recipe, then those of losses that the recipe's own do not cover.
+    """Those of a recipe; without one those of the losses, each once.
 
     Args:
         recipe: its name; None for losses that were given in Python.
         losses: the names of the losses that acted.
     """
-    named: dict[str, tuple[Paper, ...]] = {**OF_LOSS}
     if recipe is None:
-        return unique(paper for name in losses for paper in named.get(name, ()))
-    recipes: dict[str, tuple[Paper, ...]] = {**OF_RECIPE}
-    return recipes.get(recipe, ())
+        return unique(paper for name in losses for paper in OF_LOSS.get(name, ()))
+    return OF_RECIPE.get(recipe, ())
 
 
 def unique(papers: Iterable[Paper]) -> tuple[Paper, ...]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import metadata_load, metadata_save
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
 
 from hf_compress.card.papers import Paper
 

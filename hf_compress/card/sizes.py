@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from hf_compress.cache.manifest import TeacherIdentity
@@ -70,11 +71,11 @@ def size_of_stored(teacher: TeacherIdentity, path: str) -> Size:
     )
     if os.path.isdir(path):
         try:
-            empty = model_without_weights(path)
+            empty: nn.Module = model_without_weights(path)
         except CompressionError:
             return Size(words, dtype=teacher.dtype)
         if _class_name(empty) == teacher.model_class:
-            found = size_of(empty.to(empty.config.dtype or empty.dtype))
+            found = size_of(empty.to(getattr(torch, teacher.dtype.partition(",")[0])))
             return Size(words, found.parameters, found.size, found.dtype)
     return Size(words, dtype=teacher.dtype)
 

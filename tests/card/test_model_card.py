@@ -12,6 +12,7 @@ from transformers import BertForSequenceClassification, Trainer
 from hf_compress.arguments import CompressionArguments
 from hf_compress.bound_trainer import trainer_of
 from hf_compress.callbacks import LayerDropCallback
+from hf_compress.cli.app import main
 from hf_compress.errors import ArgumentError
 from hf_compress.layers.drop import drop_layers
 from hf_compress.trainer import DistillTrainer
@@ -140,3 +141,22 @@ def test_pushing_to_the_hub_goes_through(hub: HubServer, tmp_path: Path) -> None
     back = BertForSequenceClassification.from_pretrained(tmp_path / "back")
     assert back.config.num_hidden_layers == 2
     assert back.config.hf_compress["layer_drop"]["layers"]["kept"] == [1, 4]
+
+
+def test_what_the_commands_write_has_a_card(tmp_path: Path) -> None:
+    source = tmp_path / "bert-mrpc"
+    tiny_model("bert", num_layers=4).save_pretrained(source)
+    commands = {
+        "drop": ["--layers_to_drop", "2-3"],
+        "student": ["--num_hidden_layers", "2", "--hidden_size", "8", "--num_attention_heads", "2", "--intermediate_size", "12"],
+        "prune": ["--num_hidden_layers", "3", "--embedding_rank", "4"],
+    }
+    for command, flags in commands.items():
+        assert main([command, str(source), "-o", str(tmp_path / command), *flags]) == 0
+        found, cells, text = card(tmp_path / command)
+        assert cells["made of"] == "`bert-mrpc`, BertForSequenceClassification, 4 layers x 16, 2 heads"
+        assert "of the teacher's" in cells["parameters"] and "hf_compress" in found.data.tags and str(tmp_path) not in text
+    assert card(tmp_path / "drop")[1]["layers"] == "kept 1 and 4 of 4, dropped 2-3"
+    assert "layers" not in card(tmp_path / "student")[1]
+    pruned = card(tmp_path / "prune")
+    assert pruned[1]["pruned"].endswith("embeddings of rank 4 of 16") and "2103.11367" in pruned[2]
