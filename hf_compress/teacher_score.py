@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
+from hf_compress.cached_teacher import CachedTeacher
+from hf_compress.distillation import Distillation
+from hf_compress.layers.stack import pretrained_model
 from hf_compress.signals import SignalSource, SignalSpec
+from hf_compress.task import kind_of
+from hf_compress.task_loss import with_decoder_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +68,7 @@ def _without_drawing(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[s
 
 def say_score(scores: Mapping[str, float], num_labels: int | None) -> None:
     """Log the score, and warn of a teacher that is right less often than chance."""
-    accuracy = scores.get("teacher_accuracy", 1.0)
+    accuracy = min((value for name, value in scores.items() if name.endswith("_accuracy")), default=1.0)
     if accuracy < 1 / max(2, num_labels or 0):
         logger.warning(
             "The teacher is right in %.1f%% of the cases, less than chance: its labels may stand in another order than the data's. "
@@ -74,17 +79,30 @@ def say_score(scores: Mapping[str, float], num_labels: int | None) -> None:
         logger.info("The teacher's own score: %s", ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
 
 
-def score_for_run(trainer: Any, teacher: SignalSource, batches: Iterable[Mapping[str, Any]], num_labels: int | None) -> dict[str, float]:
+def score_for_run(trainer: Any, distillation: Distillation) -> dict[str, float]:
     """What the teacher scores on a trainer's evaluation data, by its metrics; the main process says it.
 
     Args:
-        trainer: whose `compute_metrics`, labels and processes these are.
-        teacher: as for `teacher_score`.
-        batches: of its evaluation data.
-        num_labels: of the task.
+        trainer: whose data, metrics and processes these are.
+        distillation: whose teacher it is; one on disk was asked when it was there.
+
+    Returns:
+        `teacher_accuracy` and so on, `teacher_NAME_accuracy` of several evaluation sets; empty where a script's metrics want more than
+        logits, or nothing is evaluated.
     """
-    preprocess = trainer.preprocess_logits_for_metrics
-    scores = teacher_score(teacher, batches, trainer.compute_metrics, trainer.accelerator, trainer.label_names, preprocess)
+    teacher, student = distillation.teacher, distillation.student
+    if isinstance(teacher, CachedTeacher):
+        return dict(teacher.cache.manifest.teacher.scores)
+    if teacher is None or not distillation.needs_teacher or trainer.compute_metrics is None or trainer.eval_dataset is None:
+        return {}
+    if kind_of(student) != "sequence_classification" or trainer.args.batch_eval_metrics:
+        return {}
+    scores: dict[str, float] = {}
+    for name in trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else [None]:
+        batches = (with_decoder_inputs(student, batch) for batch in trainer.get_eval_dataloader(name))
+        preprocess = trainer.preprocess_logits_for_metrics
+        found = teacher_score(teacher, batches, trainer.compute_metrics, trainer.accelerator, trainer.label_names, preprocess)
+        scores |= found if name is None else {key.replace("teacher_", f"teacher_{name}_", 1): value for key, value in found.items()}
     if trainer.is_world_process_zero():
-        say_score(scores, num_labels)
+        say_score(scores, pretrained_model(student).config.num_labels)
     return scores

@@ -19,12 +19,11 @@ from transformers.trainer_utils import TrainOutput
 
 from hf_compress.arguments import CompressionArguments
 from hf_compress.cached_teacher import ENTRY, CachedTeacher
-from hf_compress.callbacks import LayerDropCallback, offer_examples, take_flags
+from hf_compress.callbacks import drop_again, offer_examples, take_flags
 from hf_compress.card.facts import complete_card_of
 from hf_compress.console_log import show_log
 from hf_compress.distillation import Distillation
 from hf_compress.layers.checkpoint import refuse_other_layers
-from hf_compress.layers.stack import pretrained_model
 from hf_compress.loss_log import FiniteWatch, LossLog
 from hf_compress.losses.loss import Loss
 from hf_compress.phases import PhasedRun
@@ -41,12 +40,12 @@ from hf_compress.run_checks import (
 from hf_compress.task import TOKEN_KINDS, kind_of
 from hf_compress.task_loss import labels_mean, refuse_foreign_loss, with_decoder_inputs
 from hf_compress.teacher import LiveTeacher
-from hf_compress.teacher_cache_run import examples_of, look_for_examples, training_data
 from hf_compress.teacher_identity import has_cache
 from hf_compress.teacher_on_miss import ask_when_missing, asks_live
 from hf_compress.teacher_score import score_for_run
 from hf_compress.teacher_side import cached_side, live_side, no_teacher, teacher_at
-from hf_compress.teacher_to_disk import store_for_run
+from hf_compress.teacher_to_disk import teacher_to_disk
+from hf_compress.trials import TrialFlags, flags_left_out
 from hf_compress.trim_padding import TrimPaddingCollator
 
 logger = logging.getLogger(__name__)
@@ -102,13 +101,13 @@ class DistillTrainer(Trainer):
             check_teacher_and_losses(self._teacher, losses, from_disk=self._reads_cache(), nobody=no_teacher(flags.teacher_cache_dir))
         self._log_parts, self._watch = LossLog(), FiniteWatch()
         self._teacher_score: dict[str, float] = {}
+        self._scored: dict[str, float] | None = None
         self._student_columns: frozenset[str] | None = None
         self._counts: Tensor | None = None
         self._own_loss_ran = False
         self._loaded_teacher: PreTrainedModel | None = None
-        callbacks = list(kwargs.pop("callbacks", None) or [])
-        if flags.wants_layer_drop or flags.wants_freezing:
-            callbacks.append(LayerDropCallback.from_arguments(flags))
+        self._trials = TrialFlags(flags, args)
+        callbacks = [*(kwargs.pop("callbacks", None) or []), *self._trials.callbacks]
         offer_examples(callbacks, kwargs)
         super().__init__(model, args, **kwargs, callbacks=callbacks)
         if self._labels_alone:
@@ -163,19 +162,30 @@ class DistillTrainer(Trainer):
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Build the model anew as `model_init` says, then drop its layers again and compare it with the teacher again."""
+        is_first = getattr(self, "callback_handler", None) is None
+        if not is_first:
+            self.compression = self._trials.take(self, trial, distils=not self._labels_alone)
         model: nn.Module = super().call_model_init(trial)
-        if getattr(self, "callback_handler", None) is not None:
-            for callback in self.callback_handler.callbacks:
-                if isinstance(callback, LayerDropCallback):
-                    callback.on_init_end(self.args, self.state, self.control, model=model)
-            self.model = model.to(self.args.device)
-            if self._labels_alone:
-                return model
-            running = self.distillation is not None and self.distillation.running
-            self._set_up()
-            if running and self.distillation is not None:
-                self.distillation.start()
+        if is_first:
+            return model  # __init__ does the rest
+        drop_again(self, model)
+        self.model = model.to(self.args.device)
+        if self._labels_alone:
+            return model
+        running = self.distillation is not None and self.distillation.running
+        if self.distillation is not None:
+            self.distillation.stop()  # or its hooks would stay on the teacher
+        self.optimizer, self.lr_scheduler = None, None  # of the model before this one, as the Trainer has it a moment later
+        self._set_up()
+        if running and self.distillation is not None:
+            self.distillation.start()
         return model
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """The Trainer's, which sets a trial's values; those of our own flags were set when the student was built."""
+        with flags_left_out(self, trial) as rest:
+            super()._hp_search_setup(rest)
+        self._trial = trial
 
     # --- data ---
 
@@ -272,15 +282,18 @@ class DistillTrainer(Trainer):
         """Train, phase by phase where phases are given; the teacher's own score is logged first."""
         if self._labels_alone:
             logger.info("No teacher, no losses and no flags of the distillation are given: training on the labels alone.")
-            refuse_other_layers(resume_from_checkpoint, self._student, self.args.output_dir)
+            if self.model is not None:
+                refuse_other_layers(resume_from_checkpoint, self._student, self.args.output_dir)
             return super().train(resume_from_checkpoint, *args, **kwargs)
+        if self.model is None and self.distillation is not None:  # a search lets go of it after each trial
+            self.model = self.distillation.student
         if self.distillation is None:  # the training data came after __init__
             assert self.compression is not None
             check_run(self, self.compression.phases)
             self._set_up()
         assert self.distillation is not None
-        self._report_teacher()
-        self._teacher_to_disk()
+        self._report_teacher(self.distillation)
+        self._teacher_to_disk(self.distillation)
         try:
             return self._distill(self.distillation, resume_from_checkpoint, *args, **kwargs)
         finally:
@@ -313,43 +326,25 @@ class DistillTrainer(Trainer):
             return train_once(resume_from_checkpoint)
         return PhasedRun(self.args, self._student, distillation, phases).run(resume_from_checkpoint, train_phase)
 
-    def _teacher_to_disk(self) -> None:
+    def _teacher_to_disk(self, distillation: Distillation) -> None:
         """Build the teacher on disk if it was asked for and is not there; from here on the run reads it, and the teacher is let go."""
-        assert self.compression is not None and self.distillation is not None
-        teacher, flags = self.distillation.teacher, self.compression
-        if teacher is None or flags.teacher_cache_dir is None:
+        assert self.compression is not None
+        if distillation.teacher is None:
             return
-        columns: frozenset[str] = getattr(teacher, "columns", frozenset())
-        may_lack = isinstance(teacher, CachedTeacher) and teacher.missing is not None
-        workers = self.args.dataloader_num_workers
-        examples = examples_of(*training_data(self), columns, self.processing_class, workers, may_change=may_lack)
-        if isinstance(teacher, LiveTeacher):
-            store_for_run(
-                self, teacher, examples, self.distillation.whole_teacher_spec, flags, self._losses, self._teacher, self._teacher_score
-            )
-            self.distillation.stop()
-            self.distillation = self._loaded_teacher = None
-            if isinstance(self._teacher, nn.Module) and not asks_live(flags):
+        if teacher_to_disk(self, distillation, self.compression, self._losses, self._teacher, self._teacher_score):
+            distillation.stop()
+            distillation.teacher = self.distillation = self._loaded_teacher = None
+            if isinstance(self._teacher, nn.Module) and not asks_live(self.compression):
                 self._teacher = None
-            del teacher
             self._set_up()
-        elif isinstance(teacher, CachedTeacher):
-            look_for_examples(teacher.cache, examples, may_lack=may_lack, budget=flags.cache_budget)
-        if flags.build_teacher_cache_only:
-            logger.info("The teacher on disk is built in %s; ending without training.", flags.teacher_cache_dir)
+        if self.compression.build_teacher_cache_only:
+            logger.info("The teacher on disk is built in %s; ending without training.", self.compression.teacher_cache_dir)
             raise SystemExit(0)
 
-    def _report_teacher(self) -> None:
-        if self.distillation is not None and isinstance(self.distillation.teacher, CachedTeacher):
-            self._teacher_score = dict(self.distillation.teacher.cache.manifest.teacher.scores)
-            return  # it was asked when it was here
-        teacher = self.distillation.teacher if self.distillation is not None and self.distillation.needs_teacher else None
-        if teacher is None or self.compute_metrics is None or self.eval_dataset is None or isinstance(self.eval_dataset, dict):
-            return
-        if kind_of(self._student) != "sequence_classification" or self.args.batch_eval_metrics:
-            return  # elsewhere a script's metrics want more than logits
-        batches = (with_decoder_inputs(self._student, batch) for batch in self.get_eval_dataloader())
-        self._teacher_score = score_for_run(self, teacher, batches, pretrained_model(self._student).config.num_labels)
+    def _report_teacher(self, distillation: Distillation) -> None:
+        if self._scored is None or self.hp_search_backend is None:  # once for all trials of a search
+            self._scored = score_for_run(self, distillation)
+        self._teacher_score = self._scored
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's log, with each part of the loss beside the whole."""
@@ -379,8 +374,14 @@ class DistillTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The Trainer's resume, and the projections."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.distillation is not None and len(self.distillation.projections):
+        if self.distillation is not None:
             self.distillation.projections.load(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """The Trainer's best model, and the projections of its step."""
+        super()._load_best_model()
+        if self.distillation is not None:
+            self.distillation.projections.load(str(self.state.best_model_checkpoint))
 
     def create_model_card(self, *args: Any, measure_latency: bool = False, **kwargs: Any) -> None:
         """The Trainer's card, with what was compressed and how; `measure_latency` times the models on a batch, here and now."""
