@@ -95,7 +95,8 @@ def score_for_run(trainer: Any, distillation: Distillation) -> dict[str, float]:
         return dict(teacher.cache.manifest.teacher.scores)
     if teacher is None or not distillation.needs_teacher or trainer.compute_metrics is None or trainer.eval_dataset is None:
         return {}
-    if kind_of(student) != "sequence_classification" or trainer.args.batch_eval_metrics:
+    args = trainer.args
+    if kind_of(student) != "sequence_classification" or args.batch_eval_metrics or args.include_for_metrics:
         return {}
     scores: dict[str, float] = {}
     for name in trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else [None]:

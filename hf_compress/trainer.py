@@ -204,6 +204,7 @@ class DistillTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The Trainer's, with each batch cut to its longest example."""
+        self._log_parts.restart()  # a first try at training (auto_find_batch_size) may have left some
         collator = self.data_collator
         wanted = None if self.compression is None else self.compression.trim_padding
         if wanted or (wanted is None and not self._labels_alone):
@@ -253,7 +254,7 @@ class DistillTrainer(Trainer):
         )
         # Processes' gradients are averaged, and the Trainer divides by the number of micro-batches: both are in our counts already.
         scale = self.accelerator.num_processes * self._micro_batches()
-        self._log_parts.add(parts, self.state.global_step)
+        self._log_parts.add(parts, self.state.global_step, finite=self.args.logging_nan_inf_filter)
         loss = torch.stack([value * weight for value, weight in parts.values()]).sum() * scale
         return (loss, outputs) if return_outputs else loss
 
