@@ -139,7 +139,8 @@ class DistillTrainer(Trainer):
         handed_over = self._teacher if isinstance(self._teacher, nn.Module) else None
         check_flags(flags, losses_given=self._losses is not None, teacher_given=handed_over is not None)
         if self._reads_cache():
-            side = cached_side(student, flags, self._losses, self.processing_class, handed_over, self.args.device)
+            known = self.distillation is not None and isinstance(self.distillation.teacher, CachedTeacher)
+            side = cached_side(student, flags, self._losses, self.processing_class, handed_over, self.args.device, known=known)
         else:
             if path is not None and self._loaded_teacher is None:  # once, also where model_init builds many students
                 self._loaded_teacher = teacher_at(path, student, flags, self._losses)
@@ -174,7 +175,7 @@ class DistillTrainer(Trainer):
             return model
         running = self.distillation is not None and self.distillation.running
         if self.distillation is not None:
-            self.distillation.stop()  # or its hooks would stay on the teacher
+            self.distillation.stop()  # its hooks, and its files
         self.optimizer, self.lr_scheduler = None, None  # of the model before this one, as the Trainer has it a moment later
         self._set_up()
         if running and self.distillation is not None:
@@ -387,4 +388,5 @@ class DistillTrainer(Trainer):
     def create_model_card(self, *args: Any, measure_latency: bool = False, **kwargs: Any) -> None:
         """The Trainer's card, with what was compressed and how; `measure_latency` times the models on a batch, here and now."""
         super().create_model_card(*args, **kwargs)
-        complete_card_of(self, self.distillation, self.compression, self._losses is not None, measure_latency, kwargs.get("dataset"))
+        own, dataset = self._losses is not None, kwargs.get("dataset")
+        complete_card_of(self, self.distillation, self.compression, own, measure_latency, dataset, self._scored)

@@ -15,7 +15,7 @@ from hf_compress.cached_teacher import CachedTeacher
 from hf_compress.card.latency import machine, milliseconds_per_batch
 from hf_compress.card.papers import DROPPING, LITTLE_OF_THE_TEACHER, PRUNING, Paper, papers_of, unique
 from hf_compress.card.section import CardSection, complete_card, is_on_hub, named
-from hf_compress.card.sizes import Size, size_of, size_of_stored, size_rows
+from hf_compress.card.sizes import Size, size_before_dropping, size_of, size_of_stored, size_rows
 from hf_compress.distillation import Distillation
 from hf_compress.errors import ArgumentError
 from hf_compress.layers.record import recorded_drop
@@ -37,6 +37,7 @@ def complete_card_of(
     losses_given: bool = False,
     measure_latency: bool = False,
     dataset: object = None,
+    scores: Mapping[str, float] | None = None,
 ) -> None:
     """Complete the card that a Trainer has just written; nothing is changed where its model was not compressed.
 
@@ -47,6 +48,7 @@ def complete_card_of(
         losses_given: the losses were given in Python, so that the flags name no recipe.
         measure_latency: time the model, and a teacher that is in memory, on a batch of its evaluation data, on this machine.
         dataset: what the card calls the data.
+        scores: the teacher's own, "teacher_accuracy" and so on, where the log may not have them.
 
     Raises:
         ArgumentError: a time is asked for where there is nothing to measure, or where several processes share the model.
@@ -60,7 +62,7 @@ def complete_card_of(
         return
     rows = dict(section.rows)
     rows["data"] = _data(trainer, dataset)
-    rows["score"] = score_row(trainer.state.log_history, _stored_scores(distillation))
+    rows["score"] = score_row(trainer.state.log_history, {**_stored_scores(distillation), **(scores or {})})
     rows["time"] = _time(trainer, distillation) if measure_latency else ""
     rows["made with"] = f"hf_compress {__version__}"
     complete_card(trainer.args.output_dir, CardSection(section.made, rows, section.tags, section.papers, section.base_model))
@@ -78,7 +80,7 @@ def section_of(
         losses_given: see `complete_card_of`.
     """
     origin = str(getattr(pretrained_model(model).config, "_name_or_path", None) or "")
-    recorded = _recorded(model)
+    recorded, full = _recorded(model), size_before_dropping(model)
     if distillation is None and not recorded.tags:
         return None
     teacher_name, teacher = _teacher(distillation, flags) if distillation is not None else ("", None)
@@ -93,7 +95,8 @@ def section_of(
             rows["teacher"] = f"{named(teacher_name) + ', ' if teacher_name else ''}{teacher.words}{_on_disk(distillation)}"
         rows |= _method_rows(distillation, flags, losses_given)
     bases = tuple(name for name in (origin, teacher_name) if is_on_hub(name))[:1]
-    return CardSection(made, {**rows, **size_rows(size_of(model), teacher)}, tags, unique(papers), bases)
+    sizes = size_rows(size_of(model), teacher) if teacher is not None else size_rows(size_of(model), full, "the full model")
+    return CardSection(made, {**rows, **sizes}, tags, unique(papers), bases)
 
 
 def write_student_card(folder: str | Path, student: nn.Module, source: nn.Module, source_name: str) -> None:
@@ -107,7 +110,7 @@ def write_student_card(folder: str | Path, student: nn.Module, source: nn.Module
     recorded = _recorded(student)
     made = f"This model was made of {named(source_name)}, and was not trained since"
     rows = {"model": recorded.rows.pop("model"), "made of": f"{named(source_name)}, {size_of(source).words}", **recorded.rows}
-    rows |= {**size_rows(size_of(student), size_of(source)), "made with": f"hf_compress {__version__}"}
+    rows |= {**size_rows(size_of(student), size_of(source), "the source"), "made with": f"hf_compress {__version__}"}
     bases = (source_name,) if is_on_hub(source_name) else ()
     complete_card(folder, CardSection(made, rows, recorded.tags, unique(recorded.papers), bases))
 
@@ -140,7 +143,7 @@ def score_row(history: list[dict[str, Any]], stored: Mapping[str, float]) -> str
 
     Args:
         history: a trainer's `state.log_history`.
-        stored: the teacher's, as its cache has them, "teacher_accuracy" and so on; empty for a live one, whose line is in the history.
+        stored: the teacher's, "teacher_accuracy" and so on; one that the history has wins.
     """
     teacher = dict(stored)
     for line in history:
@@ -174,7 +177,7 @@ def _teacher(distillation: Distillation, flags: CompressionArguments) -> tuple[s
     if isinstance(source, CachedTeacher):
         identity = source.cache.manifest.teacher
         path = flags.teacher_model_name_or_path or identity.name
-        return identity.name, size_of_stored(identity, path)
+        return "" if identity.name == identity.model_class else identity.name, size_of_stored(identity, path)
     if isinstance(source, LiveTeacher):
         config = pretrained_model(source.model).config
         name = flags.teacher_model_name_or_path or str(getattr(config, "_name_or_path", None) or "")

@@ -10,7 +10,8 @@ from torch import nn
 
 from hf_compress.cache.manifest import TeacherIdentity
 from hf_compress.errors import CompressionError
-from hf_compress.layers.stack import pretrained_model, unwrap
+from hf_compress.layers.record import recorded_drop
+from hf_compress.layers.stack import find_stacks, pretrained_model, unwrap
 from hf_compress.projections import ATTRIBUTE
 from hf_compress.task import ModelShape
 from hf_compress.without_weights import model_without_weights
@@ -80,13 +81,30 @@ def size_of_stored(teacher: TeacherIdentity, path: str) -> Size:
     return Size(words, dtype=teacher.dtype)
 
 
-def size_rows(student: Size, teacher: Size | None) -> dict[str, str]:
-    """The rows of a card's table: parameters and bytes, beside the teacher's where they are known."""
-    assert student.parameters is not None and student.size is not None
-    parameters, size = f"{student.parameters:,}", f"{_megabytes(student.size)} in {student.dtype}"
-    if teacher is not None and teacher.parameters and teacher.size:
-        parameters += f" of the teacher's {teacher.parameters:,}: {_share(student.parameters, teacher.parameters)}"
-        size += f", the teacher {_megabytes(teacher.size)} in {teacher.dtype}: {_share(student.size, teacher.size)}"
+def size_before_dropping(model: nn.Module) -> Size | None:
+    """The size of the full model, before layers were dropped of it; None where none were, or where its layers are not all alike."""
+    recorded = recorded_drop(pretrained_model(model).config)
+    if not recorded:
+        return None
+    size, stacks = size_of(model), find_stacks(model)
+    assert size.parameters is not None and size.size is not None
+    gone = 0
+    for name, kept in recorded.items():
+        layers = {sum(parameter.numel() for parameter in module.parameters()) for module in stacks[name].modules}
+        if len(layers) != 1:
+            return None
+        gone += 0 if stacks[name].shared else layers.pop() * len(kept.dropped)
+    whole = size.parameters + gone
+    return Size(size.words, whole, round(size.size * whole / size.parameters), size.dtype)
+
+
+def size_rows(model: Size, other: Size | None, whose: str = "the teacher") -> dict[str, str]:
+    """The rows of a card's table: parameters and bytes, beside those of what the model is measured against, where they are known."""
+    assert model.parameters is not None and model.size is not None
+    parameters, size = f"{model.parameters:,}", f"{_megabytes(model.size)} in {model.dtype}"
+    if other is not None and other.parameters and other.size:
+        parameters += f" of {whose}'s {other.parameters:,}: {_share(model.parameters, other.parameters)}"
+        size += f", {whose} {_megabytes(other.size)} in {other.dtype}: {_share(model.size, other.size)}"
     return {"parameters": parameters, "size": size}
 
 
