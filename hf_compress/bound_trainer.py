@@ -22,13 +22,15 @@ import transformers
 import transformers.trainer
 
 from hf_compress.argument_values import nearest_name
-from hf_compress.arguments import CompressionArguments
-from hf_compress.callbacks import LayerDropCallback, offer_examples, take_flags, were_taken
+from hf_compress.arguments import FIELDS, CompressionArguments
+from hf_compress.callbacks import LayerDropCallback, drop_again, offer_examples, take_flags, were_taken
+from hf_compress.card.facts import complete_card_of
 from hf_compress.errors import ArgumentError, CompressionError
 from hf_compress.layers.checkpoint import refuse_other_layers
 from hf_compress.task import TOKEN_KINDS, kind_of
 from hf_compress.trainer import DistillTrainer
 from hf_compress.trainer_seq2seq import Seq2SeqDistillTrainer
+from hf_compress.trials import values_of
 from hf_compress.trim_padding import TrimPaddingCollator
 
 SEQ2SEQ = "transformers.trainer_seq2seq"
@@ -75,7 +77,11 @@ def trainer_of(compression: CompressionArguments) -> BoundTrainer:
         flags = ", ".join(f"--{name}" for name in compression.distillation_flags)
         found = "the script's own Trainer" if compression.trainer_class is None else f"{compression.trainer_class}, which"
         raise ArgumentError(f"{flags}: {found} does not distil; add --trainer_class DistillTrainer, or leave them out.")
-    namespace: dict[str, Any] = {"_load_from_checkpoint": _loading(base)}
+    namespace: dict[str, Any] = {
+        "_load_from_checkpoint": _loading(base),
+        "create_model_card": _completing_cards(base),
+        "call_model_init": _dropping_again(base),
+    }
     if compression.trim_padding:
         namespace["get_train_dataloader"] = _trimming(base)
     return _bound(base, namespace, compression, drops=compression.wants_layer_drop or compression.wants_freezing)
@@ -170,6 +176,34 @@ def _loading(base: type[transformers.Trainer]) -> Callable[..., None]:
         base._load_from_checkpoint(self, resume_from_checkpoint, model)
 
     return load_from_checkpoint
+
+
+def _dropping_again(base: type[transformers.Trainer]) -> Callable[..., Any]:
+    """The `call_model_init` of a plain Trainer, which drops the layers of each model that is built; a search sets no flag of ours there."""
+
+    def call_model_init(self: Any, trial: Any = None) -> Any:
+        if found := [name for name in values_of(self, trial) if name in FIELDS]:
+            raise ArgumentError(
+                f"The hyperparameters set --{', --'.join(found)}, and the script's own Trainer takes these as they are for all trials. Add "
+                "--trainer_class DistillTrainer with a teacher, or take them out of the hp_space."
+            )
+        model = base.call_model_init(self, trial)
+        if getattr(self, "callback_handler", None) is not None:
+            drop_again(self, model)
+        return model
+
+    return call_model_init
+
+
+def _completing_cards(base: type[transformers.Trainer]) -> Callable[..., None]:
+    """The `create_model_card` of a plain Trainer, which says which layers were dropped, and how large the model is."""
+
+    @functools.wraps(base.create_model_card)
+    def create_model_card(self: Any, *args: Any, measure_latency: bool = False, **kwargs: Any) -> None:
+        base.create_model_card(self, *args, **kwargs)
+        complete_card_of(self, measure_latency=measure_latency, dataset=kwargs.get("dataset"))
+
+    return create_model_card
 
 
 @contextmanager

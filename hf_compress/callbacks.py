@@ -45,6 +45,13 @@ def offer_examples(callbacks: Iterable[Any], given: Mapping[str, Any]) -> None:
             callback.offer_examples(examples, given.get("data_collator"))
 
 
+def drop_again(trainer: Any, model: nn.Module) -> None:
+    """Drop the layers of a model that a Trainer's `model_init` has built anew, as those of its first one were dropped."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, LayerDropCallback):
+            callback.on_init_end(trainer.args, trainer.state, trainer.control, model=model)
+
+
 DROP_FLAGS = (
     *("layer_drop_strategy", "num_layers_to_drop", "layers_to_drop", "layers_to_keep", "layer_drop_threshold", "layer_drop_stack"),
     *("freeze_embeddings", "layers_to_freeze"),

@@ -23,13 +23,12 @@ from transformers import PreTrainedModel
 from hf_compress.arguments import CompressionArguments
 from hf_compress.cached_teacher import CachedTeacher
 from hf_compress.errors import ArgumentError, LossError, TeacherError
-from hf_compress.layers.stack import pretrained_model, unwrap
+from hf_compress.layers.stack import unwrap
 from hf_compress.losses.loss import Loss
 from hf_compress.run_checks import check_teacher_and_losses, warn_of_same_model
 from hf_compress.several_teachers import SeveralTeachers
 from hf_compress.signals import SignalSource
-from hf_compress.task import ModelShape, kind_of
-from hf_compress.task_loss import with_decoder_inputs
+from hf_compress.task import ModelShape
 from hf_compress.teacher import LiveTeacher
 from hf_compress.teacher_identity import has_cache
 from hf_compress.teacher_on_miss import asks_live
@@ -38,6 +37,9 @@ from hf_compress.teacher_score import score_for_run
 from hf_compress.teacher_side import TeacherSide, cached_side, live_side, no_teacher, teacher_at
 
 logger = logging.getLogger(__name__)
+
+# The flags that are a teacher's own where there are several.
+_PLACES = ("teacher_model_name_or_path", "teacher_cache_dir")
 
 # What a trainer takes as its teacher: a model, the path of one, or several of these; None for one that is on disk.
 Teacher = PreTrainedModel | nn.Module | str | None
@@ -55,6 +57,7 @@ class GivenTeacher:
         losses: those of this teacher that were given in Python; None for the recipe of the flags.
         loaded: the model, if a path was given and it is in memory.
         scores: its own.
+        known: what is on disk was seen to be of this teacher, for another student of the run.
     """
 
     number: int | None
@@ -64,6 +67,7 @@ class GivenTeacher:
     losses: Sequence[Loss] | None
     loaded: PreTrainedModel | None = None
     scores: dict[str, float] = field(default_factory=dict)
+    known: bool = False
 
     @property
     def model(self) -> nn.Module | None:
@@ -81,6 +85,10 @@ class GivenTeacher:
         if self.number is None:
             return dict(self.scores)
         return {f"teacher_{self.number}_{name.removeprefix('teacher_')}": score for name, score in self.scores.items()}
+
+    def take_flags(self, flags: CompressionArguments) -> None:
+        """Flags that a trial of a search has set, with this teacher's own places."""
+        self.flags = flags if self.number is None else _own_flags(flags, *(getattr(self.flags, name) for name in _PLACES))
 
     def let_go(self) -> None:
         """Free the model: what it says is on disk now."""
@@ -100,7 +108,8 @@ class GivenTeacher:
             CompressionError: it does not fit the student; see `live_side` and `cached_side`.
         """
         if self.reads_cache:
-            return cached_side(student, self.flags, self.losses, tokenizer, self.model, device)
+            known, self.known = self.known, True
+            return cached_side(student, self.flags, self.losses, tokenizer, self.model, device, known=known)
         path = self.given if isinstance(self.given, str) else None
         if path is not None and self.loaded is None:
             self.loaded = teacher_at(path, student, self.flags, self.losses)
@@ -140,9 +149,8 @@ def given_teachers(
     for place in asked_ones:
         own = flags
         if count > 1:
-            own = copy.copy(flags)
-            own.teacher_model_name_or_path = named[place] if isinstance(named[place], str) else None
-            own.teacher_cache_dir, own.teacher_weights = cached[place], None
+            given = named[place]
+            own = _own_flags(flags, given if isinstance(given, str) else None, cached[place])
         number = place + 1 if len(asked_ones) > 1 else None
         each = GivenTeacher(number, named[place], share_of[place], own, _losses_of(losses, place + 1))
         _check_one(each, f"Teacher {place + 1} of {count}" if count > 1 else "")
@@ -202,20 +210,21 @@ def score_teachers(
     Returns:
         For the log, see `GivenTeacher.named_scores`; empty where the task's predictions are more than logits, or nothing scores them.
     """
-    student, data = trainer.model, trainer.eval_dataset
-    scored = asked and trainer.compute_metrics is not None and data is not None and not isinstance(data, dict)
-    # Elsewhere a script's metrics want more than logits.
-    scored = scored and kind_of(student) == "sequence_classification" and not trainer.args.batch_eval_metrics
     found: dict[str, float] = {}
     for each in teachers:
         source = sources.get(each.number)
         if isinstance(source, CachedTeacher):
             each.scores = dict(source.cache.manifest.teacher.scores)
-        elif source is not None and scored:
-            batches = (with_decoder_inputs(student, batch) for batch in trainer.get_eval_dataloader())
-            each.scores = score_for_run(trainer, source, batches, pretrained_model(student).config.num_labels, each.number)
+        elif source is not None and asked:
+            each.scores = score_for_run(trainer, source, each.number)
         found |= each.named_scores
     return found
+
+
+def _own_flags(flags: CompressionArguments, path: str | None, folder: str | None) -> CompressionArguments:
+    own = copy.copy(flags)
+    own.teacher_model_name_or_path, own.teacher_cache_dir, own.teacher_weights = path, folder, None
+    return own
 
 
 def _check_one(teacher: GivenTeacher, which: str) -> None:

@@ -18,13 +18,19 @@ class LossLog:
         self._sums: dict[str, Tensor] = {}
         self._since = 0
 
-    def add(self, parts: Mapping[str, tuple[Tensor, float]], step: int) -> None:
-        """Add one micro-batch's share of each part, unweighted, in the step after `step` done ones."""
+    def add(self, parts: Mapping[str, tuple[Tensor, float]], step: int, *, finite: bool = False) -> None:
+        """Add one micro-batch's share of each part, unweighted, in the step after `step` done ones.
+
+        With `finite` the mean of the steps before takes the place of a value that is not, as the Trainer has it with the whole loss.
+        """
         if not self._sums:
             self._since = step  # a resumed run begins in the middle
         for name, (value, _) in parts.items():
             value = value.detach()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            before = self._sums.get(name, torch.zeros_like(value))
+            if finite:
+                value = torch.where(torch.isfinite(value), value, before / (1 + step - self._since))
+            self._sums[name] = before + value
 
     def read(self, step: int, sum_over_processes: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """The mean of each part over the optimizer steps since the last read, as `loss_logits` and so on.

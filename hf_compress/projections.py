@@ -71,11 +71,13 @@ class Projections(nn.ModuleDict):
                 (Path(folder) / FILE_NAME).unlink(missing_ok=True)
 
     def load(self, folder: str | Path) -> None:
-        """Read the maps back when a run is resumed.
+        """Read the maps back, when a run is resumed or its best step is; nothing where there are none.
 
         Raises:
             TeacherError: if the checkpoint holds other maps than this run needs.
         """
+        if not len(self):
+            return
         stored = read_projections(folder)
         wanted = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
         found = {name: tuple(tensor.shape) for name, tensor in stored.items()}

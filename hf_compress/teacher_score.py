@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
+from hf_compress.layers.stack import pretrained_model
 from hf_compress.signals import SignalSource, SignalSpec
+from hf_compress.task import kind_of
+from hf_compress.task_loss import with_decoder_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ def _without_drawing(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[s
 def say_score(scores: Mapping[str, float], num_labels: int | None, number: int | None = None) -> None:
     """Log the score, and warn of a teacher that is right less often than chance; `number` says which of several it is."""
     teacher = "The teacher" if number is None else f"Teacher {number}"
-    accuracy = scores.get("teacher_accuracy", 1.0)
+    accuracy = min((value for name, value in scores.items() if name.endswith("_accuracy")), default=1.0)
     if accuracy < 1 / max(2, num_labels or 0):
         logger.warning(
             "%s is right in %.1f%% of the cases, less than chance: its labels may stand in another order than the data's. "
@@ -76,20 +79,29 @@ def say_score(scores: Mapping[str, float], num_labels: int | None, number: int |
         logger.info("%s's own score: %s", teacher, ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
 
 
-def score_for_run(
-    trainer: Any, teacher: SignalSource, batches: Iterable[Mapping[str, Any]], num_labels: int | None, number: int | None = None
-) -> dict[str, float]:
+def score_for_run(trainer: Any, teacher: SignalSource, number: int | None = None) -> dict[str, float]:
     """What the teacher scores on a trainer's evaluation data, by its metrics; the main process says it.
 
     Args:
-        trainer: whose `compute_metrics`, labels and processes these are.
+        trainer: whose student, data, metrics and processes these are.
         teacher: as for `teacher_score`.
-        batches: of its evaluation data.
-        num_labels: of the task.
         number: of the teacher, where there are several.
+
+    Returns:
+        `teacher_accuracy` and so on, `teacher_NAME_accuracy` of several evaluation sets; empty where a script's metrics want more than
+        logits, or nothing is evaluated.
     """
-    preprocess = trainer.preprocess_logits_for_metrics
-    scores = teacher_score(teacher, batches, trainer.compute_metrics, trainer.accelerator, trainer.label_names, preprocess)
+    student, args = trainer.model, trainer.args
+    if trainer.compute_metrics is None or trainer.eval_dataset is None:
+        return {}
+    if kind_of(student) != "sequence_classification" or args.batch_eval_metrics or args.include_for_metrics:
+        return {}
+    scores: dict[str, float] = {}
+    for name in trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else [None]:
+        batches = (with_decoder_inputs(student, batch) for batch in trainer.get_eval_dataloader(name))
+        preprocess = trainer.preprocess_logits_for_metrics
+        found = teacher_score(teacher, batches, trainer.compute_metrics, trainer.accelerator, trainer.label_names, preprocess)
+        scores |= found if name is None else {key.replace("teacher_", f"teacher_{name}_", 1): value for key, value in found.items()}
     if trainer.is_world_process_zero():
-        say_score(scores, num_labels, number)
+        say_score(scores, pretrained_model(student).config.num_labels, number)
     return scores

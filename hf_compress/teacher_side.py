@@ -111,6 +111,8 @@ def cached_side(
     tokenizer: Any,
     teacher: nn.Module | None,
     device: torch.device,
+    *,
+    known: bool = False,
 ) -> TeacherSide:
     """A finished cache; no teacher is loaded.
 
@@ -118,6 +120,7 @@ def cached_side(
         student, flags, losses, tokenizer: as for `live_side`; recipe, layer map and selection that are not given are the cache's.
         teacher: a model that was handed over, which the cache must be of.
         device: where the student is.
+        known: the run has read this cache before, for another student, and seen that it is of its teacher.
 
     Raises:
         CacheError: if the cache is another teacher's or tokenizer's, or does not hold what the losses need.
@@ -127,7 +130,8 @@ def cached_side(
     manifest = cache.manifest
     if flags.teacher_cache_dtype is not None:
         refuse_mismatch(manifest, {"selection.codec": flags.codec}, "in another folder (--teacher_cache_dir), with the teacher")
-    _refuse_other_teacher(manifest, flags, teacher, kind_of(student))
+    if not known:
+        _refuse_other_teacher(manifest, flags, teacher, kind_of(student))
     _refuse_other_tokenizer(manifest, student, tokenizer)
     _refuse_fewer_layers(cache, flags)
     chosen = list(losses) if losses is not None else recipe_of(flags, manifest.distillation)

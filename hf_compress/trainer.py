@@ -19,10 +19,11 @@ from transformers.trainer_utils import TrainOutput
 
 from hf_compress.arguments import CompressionArguments
 from hf_compress.cached_teacher import ENTRY
-from hf_compress.callbacks import LayerDropCallback, offer_examples, take_flags
+from hf_compress.callbacks import drop_again, offer_examples, take_flags
+from hf_compress.card.facts import complete_card_of
 from hf_compress.console_log import show_log
 from hf_compress.distillation import Distillation
-from hf_compress.given_teachers import Teacher, given_teachers, lessons, score_teachers
+from hf_compress.given_teachers import GivenTeacher, Teacher, given_teachers, lessons, score_teachers
 from hf_compress.layers.checkpoint import refuse_other_layers
 from hf_compress.loss_log import FiniteWatch, LossLog
 from hf_compress.losses.loss import Loss
@@ -40,6 +41,7 @@ from hf_compress.task import TOKEN_KINDS, kind_of
 from hf_compress.task_loss import labels_mean, refuse_foreign_loss, with_decoder_inputs
 from hf_compress.teacher_on_miss import ask_when_missing
 from hf_compress.teacher_to_disk import store_teachers
+from hf_compress.trials import TrialFlags, flags_left_out
 from hf_compress.trim_padding import TrimPaddingCollator
 
 logger = logging.getLogger(__name__)
@@ -92,17 +94,18 @@ class DistillTrainer(Trainer):
         self._losses = losses
         has_flags = compression is None and (isinstance(args, CompressionArguments) or cls.compression is not None)
         self._labels_alone = has_flags and teacher is None and losses is None and not flags.wants_distillation
+        self._teachers: tuple[GivenTeacher, ...] = ()
         if not self._labels_alone:
             let_ddp_find_unused(args)
             self._teachers = given_teachers(teacher, teacher_weights, flags, losses)
         self._log_parts, self._watch = LossLog(), FiniteWatch()
         self._teacher_score: dict[str, float] = {}
+        self._scored: dict[str, float] | None = None
         self._student_columns: frozenset[str] | None = None
         self._counts: Tensor | None = None
         self._own_loss_ran = False
-        callbacks = list(kwargs.pop("callbacks", None) or [])
-        if flags.wants_layer_drop or flags.wants_freezing:
-            callbacks.append(LayerDropCallback.from_arguments(flags))
+        self._trials = TrialFlags(flags, args)
+        callbacks = [*(kwargs.pop("callbacks", None) or []), *self._trials.callbacks]
         offer_examples(callbacks, kwargs)
         super().__init__(model, args, **kwargs, callbacks=callbacks)
         if self._labels_alone:
@@ -145,19 +148,32 @@ class DistillTrainer(Trainer):
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Build the model anew as `model_init` says, then drop its layers again and compare it with the teacher again."""
+        is_first = getattr(self, "callback_handler", None) is None
+        if not is_first:
+            self.compression = self._trials.take(self, trial, distils=not self._labels_alone)
+            for each in self._teachers:
+                each.take_flags(self.compression)
         model: nn.Module = super().call_model_init(trial)
-        if getattr(self, "callback_handler", None) is not None:
-            for callback in self.callback_handler.callbacks:
-                if isinstance(callback, LayerDropCallback):
-                    callback.on_init_end(self.args, self.state, self.control, model=model)
-            self.model = model.to(self.args.device)
-            if self._labels_alone:
-                return model
-            running = self.distillation is not None and self.distillation.running
-            self._set_up()
-            if running and self.distillation is not None:
-                self.distillation.start()
+        if is_first:
+            return model  # __init__ does the rest
+        drop_again(self, model)
+        self.model = model.to(self.args.device)
+        if self._labels_alone:
+            return model
+        running = self.distillation is not None and self.distillation.running
+        if self.distillation is not None:
+            self.distillation.stop()  # its hooks, and its files
+        self.optimizer, self.lr_scheduler = None, None  # of the model before this one, as the Trainer has it a moment later
+        self._set_up()
+        if running and self.distillation is not None:
+            self.distillation.start()
         return model
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """The Trainer's, which sets a trial's values; those of our own flags were set when the student was built."""
+        with flags_left_out(self, trial) as rest:
+            super()._hp_search_setup(rest)
+        self._trial = trial
 
     # --- data ---
 
@@ -176,6 +192,7 @@ class DistillTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The Trainer's, with each batch cut to its longest example."""
+        self._log_parts.restart()  # a first try at training (auto_find_batch_size) may have left some
         collator = self.data_collator
         wanted = None if self.compression is None else self.compression.trim_padding
         if wanted or (wanted is None and not self._labels_alone):
@@ -226,7 +243,7 @@ class DistillTrainer(Trainer):
         )
         # Processes' gradients are averaged, and the Trainer divides by the number of micro-batches: both are in our counts already.
         scale = self.accelerator.num_processes * self._micro_batches()
-        self._log_parts.add(parts, self.state.global_step)
+        self._log_parts.add(parts, self.state.global_step, finite=self.args.logging_nan_inf_filter)
         loss = torch.stack([value * weight for value, weight in parts.values()]).sum() * scale
         return (loss, outputs) if return_outputs else loss
 
@@ -255,15 +272,18 @@ class DistillTrainer(Trainer):
         """Train, phase by phase where phases are given; the teacher's own score is logged first."""
         if self._labels_alone:
             logger.info("No teacher, no losses and no flags of the distillation are given: training on the labels alone.")
-            refuse_other_layers(resume_from_checkpoint, self._student, self.args.output_dir)
+            if self.model is not None:
+                refuse_other_layers(resume_from_checkpoint, self._student, self.args.output_dir)
             return super().train(resume_from_checkpoint, *args, **kwargs)
+        if self.model is None and self.distillation is not None:  # a search lets go of it after each trial
+            self.model = self.distillation.student
         if self.distillation is None:  # the training data came after __init__
             assert self.compression is not None
             check_run(self, self.compression.phases)
             self._set_up()
         assert self.distillation is not None
-        self._report_teacher()
-        self._teacher_to_disk()
+        self._report_teacher(self.distillation)
+        self._teacher_to_disk(self.distillation)
         try:
             return self._distill(self.distillation, resume_from_checkpoint, *args, **kwargs)
         finally:
@@ -302,21 +322,22 @@ class DistillTrainer(Trainer):
         phased = PhasedRun(self.args, self._student, distillation, phases, progressive=one_by_one, slow_rate=slow_rate)
         return phased.run(resume_from_checkpoint, train_phase)
 
-    def _teacher_to_disk(self) -> None:
+    def _teacher_to_disk(self, distillation: Distillation) -> None:
         """Build a teacher on disk if it was asked for and is not there; from here on the run reads it, and the teacher is let go."""
-        assert self.compression is not None and self.distillation is not None
-        if store_teachers(self, self._teachers, members_of(self.distillation.teacher), self.distillation.whole_teacher_spec):
-            self.distillation.stop()
-            self.distillation = None
+        assert self.compression is not None
+        if store_teachers(self, self._teachers, members_of(distillation.teacher), distillation.whole_teacher_spec):
+            distillation.stop()
+            distillation.teacher = self.distillation = None
             self._set_up()
         if self.compression.build_teacher_cache_only:
             logger.info("The teacher on disk is built in %s; ending without training.", self.compression.teacher_cache_dir)
             raise SystemExit(0)
 
-    def _report_teacher(self) -> None:
-        assert self.distillation is not None
-        sources = members_of(self.distillation.teacher)
-        self._teacher_score = score_teachers(self, self._teachers, sources, asked=self.distillation.needs_teacher)
+    def _report_teacher(self, distillation: Distillation) -> None:
+        if self._scored is None or self.hp_search_backend is None:  # once for all trials of a search
+            sources = members_of(distillation.teacher)
+            self._scored = score_teachers(self, self._teachers, sources, asked=distillation.needs_teacher)
+        self._teacher_score = self._scored
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's log, with each part of the loss beside the whole."""
@@ -346,5 +367,17 @@ class DistillTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The Trainer's resume, and the projections."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.distillation is not None and len(self.distillation.projections):
+        if self.distillation is not None:
             self.distillation.projections.load(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """The Trainer's best model, and the projections of its step."""
+        super()._load_best_model()
+        if self.distillation is not None:
+            self.distillation.projections.load(str(self.state.best_model_checkpoint))
+
+    def create_model_card(self, *args: Any, measure_latency: bool = False, **kwargs: Any) -> None:
+        """The Trainer's card, with what was compressed and how; `measure_latency` times the models on a batch, here and now."""
+        super().create_model_card(*args, **kwargs)
+        own, dataset = self._losses is not None, kwargs.get("dataset")
+        complete_card_of(self, self.distillation, self.compression, own, measure_latency, dataset, self._scored)

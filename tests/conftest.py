@@ -27,6 +27,7 @@ os.environ.update(
 for variable in ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_MODULES_CACHE", "LOCAL_RANK", "RANK", "WORLD_SIZE"):
     os.environ.pop(variable, None)
 
+import gc  # noqa: E402
 import random  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -34,6 +35,13 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_collections() -> None:
+    """Each training collects garbage several times, which would look every time at all that was imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -113,7 +113,7 @@ def test_a_teacher_from_a_path_is_gone_too(tmp_path: Path) -> None:
     alive: list[int] = []
 
     class Counting(DistillTrainer):
-        def _report_teacher(self) -> None:
+        def _report_teacher(self, distillation: Any) -> None:
             alive.append(loaded())
 
         def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:

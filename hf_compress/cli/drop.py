@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
         raise ArgumentError("Say which layers to drop: --strategy, --layers_to_drop or --layers_to_keep.")
 
     # From here on with torch and transformers, which the help need not wait for.
+    from hf_compress.card.facts import write_student_card
     from hf_compress.cli.sizes import size_table
     from hf_compress.layers.drop import drop_layers
     from hf_compress.students.from_teacher import load_teacher
@@ -52,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
         stack=request.stack,
     )
     processor = save_student(smaller, output_dir, source)
+    write_student_card(output_dir, smaller, model, source)
     print(dropped)
     print(size_table(model, smaller, names=("before", "after")))
     print(f"\n{output_dir}: {type(smaller).__name__}, {processor or 'no tokenizer was found beside the model'}")

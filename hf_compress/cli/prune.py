@@ -27,6 +27,7 @@ def main(argv: Sequence[str]) -> int:
     # From here on with torch and transformers, which the help need not wait for.
     import torch
 
+    from hf_compress.card.facts import write_student_card
     from hf_compress.cli.labelled_sample import labelled_sample
     from hf_compress.cli.sizes import size_table
     from hf_compress.scripts.run_glue import DataArguments
@@ -62,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
         faithful=flags.faithful,
     )
     processor = save_student(student, output_dir, flags.teacher)
+    write_student_card(output_dir, student, teacher, flags.teacher)
     print(describe_pruning(student.config))
     pruning = recorded_pruning(student.config)
     if data is not None and pruning is not None and not pruning.num_examples and flags.layer_drop_strategy != "contribution":

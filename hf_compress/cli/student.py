@@ -47,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
     # From here on with torch and transformers, which the help need not wait for.
     import torch
 
+    from hf_compress.card.facts import write_student_card
     from hf_compress.cli.sizes import size_table
     from hf_compress.cli.text_sample import text_sample
     from hf_compress.layers.record import recorded_drop
@@ -96,6 +97,7 @@ def main(argv: Sequence[str]) -> int:
     for name, stack in (recorded or {}).items():
         where = "" if name == "layers" else f"{name}: "
         print(f"{where}kept {describe_layers(stack.kept)} of {stack.num_layers}, dropped {describe_layers(stack.dropped)}")
+    write_student_card(flags.output_dir, student, teacher, flags.teacher)
     print(size_table(teacher, student, names=("teacher", "student")))
     print(f"\n{flags.output_dir}: {type(student).__name__}, {processor or 'no tokenizer was found beside the teacher'}")
     return 0

@@ -152,6 +152,7 @@ def apply_drop(model: nn.Module, drop: LayerDrop) -> None:
             edit.apply()
     written = drop.request.written()
     forget_base(model)
+    owner.add_model_tags(["hf_compress", "layer-dropping"])  # of its card on the hub, whoever pushes it
     record_drop(owner.config, {name: KeptLayers(stack.kept, stack.num_layers, written) for name, stack in drop.stacks.items()})
     logger.info("%s", drop)
 

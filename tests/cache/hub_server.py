@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on this machine: the endpoints that huggingface_hub calls for data set repositories, kept in memory.
+"""A stand-in for the Hugging Face hub on this machine: the endpoints that huggingface_hub calls for data sets and models, kept in memory.
 
 It answers as the hub does: 401 where a repository is missing or private and there is no token, `X-Error-Code`, `X-Repo-Commit`, ETags,
 ranges. Tests damage what it serves, take files away, cut connections, and count requests.
@@ -24,9 +24,10 @@ ME = "me"
 
 @dataclass
 class Repo:
-    """A data set repository: commits, each with all its files, and branches."""
+    """A repository: commits, each with all its files, and branches; `folder` is where its pages lie, "datasets/" or "" for a model."""
 
     private: bool = False
+    folder: str = "datasets/"
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
@@ -133,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.uploaded[found[1]] = body
             return self._answer(200)
         found = re.fullmatch(
-            r"(?:/api)?/datasets/(?P<repo>[^/]+/[^/]+?)(?:\.git)?(?:/(?P<what>revision|tree|preupload|commit|branch|resolve|info)(?:/(?P<rest>.*))?)?",
+            r"(?:/api/models|(?:/api)?/datasets)?/(?P<repo>[^/]+/[^/]+?)(?:\.git)?(?:/(?P<what>revision|tree|preupload|commit|branch|resolve|info)(?:/(?P<rest>.*))?)?",
             path,
         )
         if found is None:
@@ -183,12 +184,13 @@ class _Handler(BaseHTTPRequestHandler):
         name = f"{owner}/{asked['name']}"
         if owner != ME:
             return self._refuse(403, "", f"You don't have the rights to create a dataset under the namespace {owner}")
+        folder = "datasets/" if asked.get("type") == "dataset" else ""
         status = 409 if name in self.hub.repos else 200
         if status == 200:
             private = asked.get("private") or asked.get("visibility") == "private"
-            self.hub.repos[name] = Repo(private=bool(private))
+            self.hub.repos[name] = Repo(private=bool(private), folder=folder)
             self.hub.repos[name].commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"}, "initial commit")
-        self._json({"url": f"{self.hub.url}/datasets/{name}"}, status)
+        self._json({"url": f"{self.hub.url}/{folder}{name}"}, status)
 
     def _branch(self, repo: Repo, branch: str) -> None:
         if branch in repo.branches:
@@ -218,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
                 assert line["key"] == "deletedFile"
                 del files[value["path"]]
         sha = repo.commit(branch, files, message)
-        self._json({"commitUrl": f"{self.hub.url}/datasets/{name}/commit/{sha}", "commitOid": sha, "success": True})
+        self._json({"commitUrl": f"{self.hub.url}/{repo.folder}{name}/commit/{sha}", "commitOid": sha, "success": True})
 
     def _file(self, files: dict[str, bytes], path: str, sha: str) -> None:
         if path not in files:
