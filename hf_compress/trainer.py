@@ -37,13 +37,13 @@ from hf_compress.run_checks import (
     let_ddp_find_unused,
     warn_of_same_model,
 )
-from hf_compress.task import TOKEN_KINDS, kind_of
+from hf_compress.task import LABELLED_KINDS, TOKEN_KINDS, kind_of
 from hf_compress.task_loss import labels_mean, refuse_foreign_loss, with_decoder_inputs
 from hf_compress.teacher import LiveTeacher
 from hf_compress.teacher_cache_run import examples_of, look_for_examples, training_data
 from hf_compress.teacher_identity import has_cache
 from hf_compress.teacher_on_miss import ask_when_missing, asks_live
-from hf_compress.teacher_score import score_for_run
+from hf_compress.teacher_score import can_be_scored, score_for_run
 from hf_compress.teacher_side import cached_side, live_side, no_teacher, teacher_at
 from hf_compress.teacher_to_disk import store_for_run
 from hf_compress.trim_padding import TrimPaddingCollator
@@ -343,12 +343,12 @@ class DistillTrainer(Trainer):
             self._teacher_score = dict(self.distillation.teacher.cache.manifest.teacher.scores)
             return  # it was asked when it was here
         teacher = self.distillation.teacher if self.distillation is not None and self.distillation.needs_teacher else None
-        if teacher is None or self.compute_metrics is None or self.eval_dataset is None or isinstance(self.eval_dataset, dict):
+        kind = kind_of(self._student)
+        if teacher is None or self.eval_dataset is None or isinstance(self.eval_dataset, dict) or not can_be_scored(self, kind):
             return
-        if kind_of(self._student) != "sequence_classification" or self.args.batch_eval_metrics:
-            return  # elsewhere a script's metrics want more than logits
         batches = (with_decoder_inputs(self._student, batch) for batch in self.get_eval_dataloader())
-        self._teacher_score = score_for_run(self, teacher, batches, pretrained_model(self._student).config.num_labels)
+        classes = pretrained_model(self._student).config.num_labels if kind in LABELLED_KINDS else None
+        self._teacher_score = score_for_run(self, teacher, batches, classes)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's log, with each part of the loss beside the whole."""

@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "capture": {"attention", "errors", "layers", "selected_state", "signals"},
     "teacher": {"capture", "errors", "layers", "signals", "task"},
     "teacher_checks": {"errors", "layers", "task"},
-    "teacher_score": {"errors", "signals"},
+    "teacher_score": {"errors", "signals", "task"},
     "cached_teacher": {"cache", "errors", "signals"},
     "teacher_identity": {"cache", "errors", "layers", "signals", "task", "teacher_checks"},
     "teacher_cache_budget": {"arguments", "cache", "errors", "signals"},
