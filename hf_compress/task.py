@@ -39,6 +39,8 @@ _TABLES: dict[Kind, tuple[str, str]] = {
 
 # Tasks with one prediction a token: their labels are as long as their inputs.
 TOKEN_KINDS: frozenset[Kind] = frozenset({"token_classification", "causal_lm", "masked_lm"})
+# Tasks whose logits are the labels that the model's config counts and names.
+LABELLED_KINDS: frozenset[Kind] = frozenset({"sequence_classification", "token_classification"})
 
 
 def kind_of(model: nn.Module) -> Kind:

@@ -16,7 +16,7 @@ from hf_compress.capture import Capture
 from hf_compress.errors import TeacherError
 from hf_compress.layers.stack import unwrap
 from hf_compress.signals import Signals, SignalSpec
-from hf_compress.task import Kind, auto_class_name
+from hf_compress.task import Kind, auto_class_name, kind_of_classes
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def load_teacher(
         needs_logits: whether a loss reads its predictions.
 
     Raises:
-        TeacherError: if it cannot be found, or if its head would be newly initialised and is read.
+        TeacherError: if it cannot be found, or if its head is read, and would be newly initialised or was trained for another kind of task.
     """
     name = auto_class_name(kind)
     if not needs_logits and kind in _HEADLESS_KINDS:
@@ -112,7 +112,16 @@ def load_teacher(
             "Load the teacher yourself and pass the model: DistillTrainer(teacher=model); or compare no predictions "
             "(--distill_recipe tinybert_general)."
         )
-    model, missing = _load(name, path, revision, dtype)
+    other = _other_head(path, kind, revision)
+    try:
+        model, missing = _load(name, path, revision, dtype)
+    except TeacherError as error:
+        if other is None:
+            raise
+        if needs_logits:
+            raise TeacherError(other) from error
+        logger.warning("%s Its layers teach alone.", other)
+        return load_teacher(path, "other", revision=revision, dtype=dtype, needs_logits=False)
     if missing and not needs_logits:
         logger.warning(
             "The teacher %s has no trained head: %s would be newly initialised. No loss reads its predictions, so its layers teach "
@@ -126,7 +135,26 @@ def load_teacher(
             f"The teacher {path!r} has no trained head: {', '.join(missing[:4])} would be newly initialised, and a "
             "teacher that guesses teaches guessing. Fine-tune it on the task first, and give the folder that this wrote."
         )
+    if other is not None and needs_logits:  # heads of two kinds may have weights of the same names and sizes
+        raise TeacherError(other)
     return model
+
+
+def _other_head(path: str, kind: Kind, revision: str | None) -> str | None:
+    """What to say of a model that was saved with a head for another kind of task; None where it was not, or does not say."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, **({"revision": revision} if revision else {}))
+    except (OSError, ValueError):
+        return None  # who loads it will say so
+    classes = tuple(config.architectures or ())
+    found = kind_of_classes(classes)
+    if found in ("other", kind):
+        return None
+    own, asked = (name.replace("_", " ") for name in (found, kind))
+    return (
+        f"The teacher {path!r} is a {classes[0]}: its head is for {own}, and the student's for {asked}, so their predictions mean "
+        "different things. Take a teacher that was fine-tuned on the student's task, or compare no logits (--distill_weights logits=0)."
+    )
 
 
 def _load(name: str, path: str, revision: str | None, dtype: str | None) -> tuple[transformers.PreTrainedModel, list[str]]:

@@ -22,13 +22,13 @@ from hf_compress.cache.price import readable
 from hf_compress.cache.reader import TeacherCache
 from hf_compress.cache.selection import Selection
 from hf_compress.cache.teacher_rows import TeacherRun
-from hf_compress.errors import CacheError, TeacherError
+from hf_compress.errors import CacheError
 from hf_compress.layers.stack import find_stacks
 from hf_compress.signals import HiddenState, SignalSpec
 from hf_compress.task import ModelShape
 from hf_compress.teacher import LiveTeacher
 from hf_compress.teacher_cache_budget import kept_within_budget
-from hf_compress.teacher_identity import identity_of, logits_shapes, special_ids_of, stack_sizes, tokenizer_hash
+from hf_compress.teacher_identity import identity_of, logits_shapes, refuse_several_stacks, special_ids_of, stack_sizes, tokenizer_hash
 
 logger = logging.getLogger(__name__)
 
@@ -115,13 +115,8 @@ def build_for_run(
     """
     assert flags.teacher_cache_dir is not None
     model: nn.Module = teacher.model
-    stacks = find_stacks(model)
-    if len(stacks) != 1:
-        raise TeacherError(
-            f"The teacher has several stacks of layers ({', '.join(stacks)}), and is not stored on disk yet. Distil from it live: leave "
-            "--teacher_cache_dir out."
-        )
     shape = ModelShape.of(model)
+    refuse_several_stacks(shape)
     sizes = stack_sizes(shape)
     selection, codec = flags.selection or Selection.everything(), flags.codec
     if flags.teacher_cache_budget is not None:
@@ -131,7 +126,7 @@ def build_for_run(
         selection, codec, spec = kept.selection, kept.codec, kept.spec
         distillation = {**distillation, "selected": True, "budget": kept.record}
     if flags.teacher_cache_layers is not None:
-        (stack,) = stacks
+        (stack,) = shape.stacks
         # A view of so many layers of the run's own map must not count in the others.
         distillation = {**distillation, "compared_layers": sorted(key.layer for key in spec.hidden_states)}
         more = flags.stored_layers(shape.stacks[stack].num_layers)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_compress.errors import TeacherError
 from hf_compress.layers.stack import pretrained_model
-from hf_compress.task import kind_of
+from hf_compress.task import LABELLED_KINDS, kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +58,7 @@ def label_order(student: nn.Module, theirs: Sequence[str]) -> tuple[int, ...] | 
     Raises:
         TeacherError: if the two tell other labels apart.
     """
-    kind = kind_of(student)
-    if kind not in ("sequence_classification", "token_classification"):
+    if kind_of(student) not in LABELLED_KINDS:
         return None
     ours, theirs = labels_of(student), list(theirs)
     if len(ours) != len(theirs):

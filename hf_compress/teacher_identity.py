@@ -105,6 +105,15 @@ def _stack(size: Mapping[str, int], vectors: Mapping[VectorKind, tuple[int, int]
     )
 
 
+def refuse_several_stacks(shape: ModelShape) -> None:
+    """Raise TeacherError: what an encoder-decoder says of an example hangs on two texts, and a record on disk is of one."""
+    if len(shape.stacks) != 1:
+        raise TeacherError(
+            f"The teacher, a {shape.name}, has several stacks of layers ({', '.join(shape.stacks)}), and is not stored on disk. Distil "
+            "from it live: leave --teacher_cache_dir out."
+        )
+
+
 def stack_sizes(shape: ModelShape) -> dict[str, StackSizes]:
     """What of a teacher's sizes decides what it takes on disk."""
     return {

@@ -31,7 +31,7 @@ from hf_compress.signals import SignalSource, SignalSpec
 from hf_compress.task import ModelShape, kind_of
 from hf_compress.teacher import LiveTeacher, load_teacher
 from hf_compress.teacher_checks import check_vocabularies, label_order, labels_of
-from hf_compress.teacher_identity import had_head, shape_of, tokenizer_hash, weights_hash
+from hf_compress.teacher_identity import had_head, refuse_several_stacks, shape_of, tokenizer_hash, weights_hash
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,8 @@ def live_side(
     check_vocabularies(student, model, tokenizer, AutoTokenizer.from_pretrained(path) if saved and path is not None else None)
     order = label_order(student, labels_of(model)) if _compare_logits(chosen) else None
     shape = ModelShape.of(model)
+    if flags.teacher_cache_dir is not None:
+        refuse_several_stacks(shape)
     # What a budget leaves of the hidden states is chosen later; it is a selection in any case.
     selection = flags.selection if flags.teacher_cache_budget is None else Selection.everything()
     if selection is not None:

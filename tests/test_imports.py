@@ -156,7 +156,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "trials",
         "trim_padding",
     },
-    "trainer_seq2seq": {"trainer"},
+    "trainer_seq2seq": {"errors", "trainer"},
     # what people call
     "scripts": set(),
     "bound_trainer": {

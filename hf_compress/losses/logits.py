@@ -75,7 +75,14 @@ class LogitsLoss(Loss):
                 f"The student is a {student.name} and the teacher a {teacher.name}: their predictions mean different things. "
                 "Load the teacher with the student's kind of head, or leave the logits out (--distill_weights logits=0)."
             )
-        return (replace(self, task=student.kind, stack=tuple(student.stacks)[-1], outputs=_PROBLEMS.get(student.problem_type)),)
+        if None not in (student.problem_type, teacher.problem_type) and student.problem_type != teacher.problem_type:
+            raise LossError(
+                f"The student's config says problem_type={student.problem_type!r}, the teacher's {teacher.problem_type!r}: their "
+                "predictions mean different things. Take a teacher that was fine-tuned on this task, or leave the logits out "
+                "(--distill_weights logits=0)."
+            )
+        problem = student.problem_type or teacher.problem_type  # models write it into their config when they see the first labels
+        return (replace(self, task=student.kind, stack=tuple(student.stacks)[-1], outputs=_PROBLEMS.get(problem)),)
 
     @property
     def unit(self) -> str:
