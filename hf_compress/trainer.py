@@ -17,12 +17,14 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput
 
+from hf_compress.adapter_off import AdapterOffTeacher, adapter_off_side, asks_adapter_off
 from hf_compress.arguments import CompressionArguments
 from hf_compress.cached_teacher import ENTRY, CachedTeacher
 from hf_compress.callbacks import LayerDropCallback, offer_examples, take_flags
 from hf_compress.console_log import show_log
 from hf_compress.distillation import Distillation
 from hf_compress.layers.checkpoint import refuse_other_layers
+from hf_compress.layers.peft import base_is_forgotten, save_dropped_base
 from hf_compress.layers.stack import pretrained_model
 from hf_compress.loss_log import FiniteWatch, LossLog
 from hf_compress.losses.loss import Loss
@@ -60,7 +62,7 @@ class DistillTrainer(Trainer):
     Args:
         model: the student.
         args: `TrainingArguments`, or `DistillTrainingArguments`, whose flags then say what is not given here.
-        teacher: a fine-tuned model, or the path of one; None if no loss needs it.
+        teacher: a fine-tuned model, or the path of one (of an adapter, too); `AdapterOffTeacher(model)`; None if no loss needs it.
         losses: what is compared; by default the recipe of the flags.
         compression: the flags, where `args` does not hold them.
 
@@ -80,7 +82,7 @@ class DistillTrainer(Trainer):
         model: PreTrainedModel | nn.Module | None = None,
         args: Any = None,
         *positional: Any,
-        teacher: PreTrainedModel | nn.Module | str | None = None,
+        teacher: PreTrainedModel | nn.Module | AdapterOffTeacher | str | None = None,
         losses: Sequence[Loss] | None = None,
         compression: CompressionArguments | None = None,
         **kwargs: Any,
@@ -138,7 +140,9 @@ class DistillTrainer(Trainer):
         path = self._teacher if isinstance(self._teacher, str) else None
         handed_over = self._teacher if isinstance(self._teacher, nn.Module) else None
         check_flags(flags, losses_given=self._losses is not None, teacher_given=handed_over is not None)
-        if self._reads_cache():
+        if asks_adapter_off(self._teacher):
+            side = adapter_off_side(student, self._teacher, flags, self._losses)
+        elif self._reads_cache():
             side = cached_side(student, flags, self._losses, self.processing_class, handed_over, self.args.device)
         else:
             if path is not None and self._loaded_teacher is None:  # once, also where model_init builds many students
@@ -301,7 +305,8 @@ class DistillTrainer(Trainer):
         def train_phase(checkpoint: str | None) -> TrainOutput:
             # A new optimizer and schedule: the old ones hold moments of other losses.
             self.optimizer, self.lr_scheduler = None, None
-            self.model_wrapped = self._student
+            if getattr(self.model_wrapped, "_orig_mod", None) is not self._student:  # accelerate compiles a model once
+                self.model_wrapped = self._student
             output = train_once(checkpoint)
             history.extend(self.state.log_history)
             self.state.log_history = list(history)  # the Trainer begins a new one for each phase
@@ -371,6 +376,8 @@ class DistillTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The Trainer's model, in a checkpoint or at the end, and the projections beside it."""
+        if base_is_forgotten(self._student):  # adapters over layers that were dropped are of use with that base only
+            save_dropped_base(self._student, str(self.args.output_dir), write=self.args.should_save)
         super().save_model(output_dir, _internal_call)
         if self.distillation is not None:
             self.distillation.projections.save(str(output_dir or self.args.output_dir), write=self.args.should_save)
