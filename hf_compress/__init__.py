@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_compress.registration import register_architectures
 
 if TYPE_CHECKING:
+    from hf_compress.adapter_off import AdapterOffTeacher as AdapterOffTeacher
     from hf_compress.arguments import CompressionArguments as CompressionArguments
     from hf_compress.augmentation.augmenter import Augmenter as Augmenter
     from hf_compress.cache.reader import TeacherCache as TeacherCache
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from hf_compress.errors import LossError as LossError
     from hf_compress.errors import ScriptError as ScriptError
     from hf_compress.errors import TeacherError as TeacherError
+    from hf_compress.layers.adapter_base import load_with_adapters as load_with_adapters
     from hf_compress.layers.contribution import measure_contribution as measure_contribution
     from hf_compress.layers.drop import LayerDrop as LayerDrop
     from hf_compress.layers.drop import drop_layers as drop_layers
@@ -59,6 +61,7 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it. Type checkers read the imports above; tests/test_public_names.py holds both to each other.
 _MODULES: dict[str, str] = {
+    "AdapterOffTeacher": "hf_compress.adapter_off",
     "ArgumentError": "hf_compress.errors",
     "AttentionScoresLoss": "hf_compress.losses.attention_scores",
     "AttentionScoresTransportLoss": "hf_compress.losses.transported_layers",
@@ -97,6 +100,7 @@ _MODULES: dict[str, str] = {
     "TeacherError": "hf_compress.errors",
     "ValueRelationsLoss": "hf_compress.losses.relations",
     "drop_layers": "hf_compress.layers.drop",
+    "load_with_adapters": "hf_compress.layers.adapter_base",
     "measure_contribution": "hf_compress.layers.contribution",
     "prune_student": "hf_compress.students.prune",
     "student_from_teacher": "hf_compress.students.from_teacher",

@@ -86,7 +86,11 @@ class CompressionArguments(TeacherCacheArguments):
         default=None, metadata=_flag("Layers not to train, counted from 1 in the full model, before any is dropped: 1-4.")
     )
     teacher_model_name_or_path: str | None = field(
-        default=None, metadata=_flag("The fine-tuned teacher: a folder, or the name of a model on the Hub. Several: A,B.")
+        default=None,
+        metadata=_flag(
+            "The fine-tuned teacher: a folder (of an adapter, too), or the name of a model on the Hub. Several: A,B. adapter_off: the "
+            "student, its PEFT adapters switched off."
+        ),
     )
     teacher_weights: Weights = field(
         default=None,

@@ -22,7 +22,10 @@ from hf_compress.errors import LossError
 # Whoever listens to an attention module gets it, its queries, keys and values, its scaling and what it adds for positions, and decides what
 # to compute of them.
 Listener = Callable[[nn.Module, Tensor, Tensor, Tensor, float | None, Tensor | None], None]
-_LISTENERS: WeakKeyDictionary[nn.Module, Listener] = WeakKeyDictionary()
+# A student that is its own teacher, its adapters switched off, has two captures, and so two listeners.
+_LISTENERS: WeakKeyDictionary[nn.Module, tuple[Listener, ...]] = WeakKeyDictionary()
+# What a model's attention was called before anybody listened.
+_BEFORE: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
 _PREFIX = "scores_and_"
 
 
@@ -49,8 +52,7 @@ def _recording(fast: Callable[..., Any]) -> Callable[..., Any]:
     def forward(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
     ) -> Any:
-        listener = _LISTENERS.get(module)
-        if listener is not None:
+        for listener in _LISTENERS.get(module, ()):
             listener(module, query, key, value, kwargs.get("scaling"), kwargs.get("position_bias"))
         return fast(module, query, key, value, attention_mask, *args, **kwargs)
 
@@ -83,23 +85,29 @@ class Listening:
             )
         current = model.config._attn_implementation
         # eager functions live in each model's own file; sdpa computes the same thing.
-        fast = "sdpa" if current in (None, "eager") else current
+        fast = "sdpa" if current in (None, "eager") else current.removeprefix(_PREFIX)
         name = _PREFIX + fast
         if name not in ALL_ATTENTION_FUNCTIONS:
             AttentionInterface.register(name, _recording(ALL_ATTENTION_FUNCTIONS[fast]))
             AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[fast])
         configs = {id(config): config for config in (getattr(module, "config", None) for module in model.modules())}
         self._configs: list[Any] = [config for config in configs.values() if getattr(config, "_attn_implementation", None) == current]
-        self._before = current
+        self._model = model
+        _BEFORE.setdefault(model, current)
         for config in self._configs:
             config._attn_implementation = name
-        self._modules = list(modules)
-        _LISTENERS.update(modules)
+        self._modules = dict(modules)
+        for module, listener in modules.items():
+            _LISTENERS[module] = (*_LISTENERS.get(module, ()), listener)
 
     def stop(self) -> None:
-        """Forget the listeners, and give the model its own attention implementation back."""
-        for module in self._modules:
-            _LISTENERS.pop(module, None)
-        for config in self._configs:
-            config._attn_implementation = self._before
-        self._modules, self._configs = [], []
+        """Forget the listeners, and give the model its own attention implementation back, unless others listen to it."""
+        for module, listener in self._modules.items():
+            others = tuple(each for each in _LISTENERS.pop(module, ()) if each is not listener)
+            if others:
+                _LISTENERS[module] = others
+        if self._modules and not any(module in _LISTENERS for module in self._model.modules()):
+            before = _BEFORE.pop(self._model, None)
+            for config in self._configs:
+                config._attn_implementation = before
+        self._modules, self._configs = {}, []

@@ -48,6 +48,7 @@ class Capture:
         self.spec = spec
         self._project = project
         self._only_in_training = only_in_training
+        self.paused = False  # whoever shares a model with another capture hears nothing in the other's forwards
         self._recorded: dict[str, Tensor] | None = None  # a dict while the model's forward runs
         self._calls: dict[str, int] = {}  # stack -> layers entered in this forward
         self._inside: tuple[str, int] | None = None
@@ -114,7 +115,7 @@ class Capture:
     # --- the hooks, in the order in which a forward meets them ---
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if module.training or not self._only_in_training:
+        if not self.paused and (module.training or not self._only_in_training):
             self._recorded, self._calls, self._inside = {}, {}, None
 
     def _enter(self, stack: LayerStack) -> Callable[..., None]:
@@ -140,8 +141,8 @@ class Capture:
         scaling: float | None,
         position_bias: Tensor | None,
     ) -> None:
-        if self._recorded is None and not module.training:
-            return  # evaluation
+        if self.paused or (self._recorded is None and not module.training):
+            return  # evaluation, or another's forward
         # Computed in the second pass of gradient checkpointing too, which must save the same tensors as the first.
         scores = attention_scores(query, key, scaling, position_bias) if scored else None
         if self._recorded is None or self._inside is None:

@@ -20,6 +20,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_compress.adapter_off import AdapterOffTeacher, adapter_off_side, asks_adapter_off
 from hf_compress.arguments import CompressionArguments
 from hf_compress.cached_teacher import CachedTeacher
 from hf_compress.errors import ArgumentError, LossError, TeacherError
@@ -41,8 +42,8 @@ logger = logging.getLogger(__name__)
 # The flags that are a teacher's own where there are several.
 _PLACES = ("teacher_model_name_or_path", "teacher_cache_dir")
 
-# What a trainer takes as its teacher: a model, the path of one, or several of these; None for one that is on disk.
-Teacher = PreTrainedModel | nn.Module | str | None
+# What a trainer takes as a teacher: a model, the path of one, the student with its adapters off; None for one that is on disk.
+Teacher = PreTrainedModel | nn.Module | AdapterOffTeacher | str | None
 
 
 @dataclass(eq=False)
@@ -107,6 +108,8 @@ class GivenTeacher:
         Raises:
             CompressionError: it does not fit the student; see `live_side` and `cached_side`.
         """
+        if asks_adapter_off(self.given):
+            return adapter_off_side(student, self.given, self.flags, self.losses)
         if self.reads_cache:
             known, self.known = self.known, True
             return cached_side(student, self.flags, self.losses, tokenizer, self.model, device, known=known)

@@ -39,7 +39,9 @@ class Projections(nn.ModuleDict):
         """
         present = getattr(student, ATTRIBUTE, None)
         projections = present if isinstance(present, Projections) else cls()
-        like = next(parameter for parameter in student.parameters() if parameter.is_floating_point())
+        floating = [parameter for parameter in student.parameters() if parameter.is_floating_point()]
+        # Of the type of what is trained: PEFT trains adapters in float32 on a base in bfloat16, where small steps would be lost.
+        like = next((parameter for parameter in floating if parameter.requires_grad), floating[0])
         new = []
         for name, size in sorted(wanted.items()):
             present_map = dict(projections.items()).get(name)
@@ -56,7 +58,8 @@ class Projections(nn.ModuleDict):
 
     def project(self, name: str, state: Tensor) -> Tensor:
         """(batch, tokens, student's width) -> (batch, tokens, teacher's width)."""
-        projected: Tensor = self[name](state)
+        linear = self[name]
+        projected: Tensor = linear(state.to(linear.weight.dtype))
         return projected
 
     def save(self, folder: str | Path, *, write: bool = True) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import DataCollatorForLanguageModeling, EarlyStoppingCallback
 
+from hf_compress.adapter_off import AdapterOffTeacher
 from hf_compress.arguments import LOSS_FLAGS, CompressionArguments, Phase
 from hf_compress.errors import ArgumentError, DataError, LossError, TeacherError
 from hf_compress.layers.record import recorded_drop
@@ -65,7 +66,7 @@ def check_teacher_and_losses(teacher: object, losses: object, *, from_disk: bool
     """Refuse, before there is any data, a teacher that is no model, what is no list of losses, and losses without the teacher they need.
 
     Args:
-        teacher: a model, or the path of one.
+        teacher: a model, the path of one, or the student with its adapters off.
         losses: as given; None for the recipe of the flags.
         from_disk: a finished teacher on disk answers instead of the model.
         nobody: what to say where there is no teacher.
@@ -73,7 +74,7 @@ def check_teacher_and_losses(teacher: object, losses: object, *, from_disk: bool
     Raises:
         TeacherError, LossError: with the way out.
     """
-    if teacher is not None and not isinstance(teacher, (str, nn.Module)):
+    if teacher is not None and not isinstance(teacher, (str, nn.Module, AdapterOffTeacher)):
         raise TeacherError(f"teacher is {teacher!r}: expected a fine-tuned model, or the path of one as text.")
     _check_losses(losses)
     if teacher is not None or from_disk:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from hf_compress.capture import Capture
 from hf_compress.errors import TeacherError
+from hf_compress.layers.adapter_base import base_class, base_of, holds_adapter, load_with_adapters
 from hf_compress.layers.stack import unwrap
 from hf_compress.signals import Signals, SignalSpec
-from hf_compress.task import Kind, auto_class_name, kind_of_classes
+from hf_compress.task import Kind, auto_class_name, kind_of, kind_of_classes
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +39,7 @@ class LiveTeacher:
 
     def __init__(self, model: nn.Module, *, label_order: tuple[int, ...] | None = None) -> None:
         self.model = model.requires_grad_(False).eval()
-        parameters = inspect.signature(unwrap(model).forward).parameters.values()
-        named = (each.name for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL))
-        self.columns = frozenset(named) - {"labels", "label", "label_ids"}
+        self.columns = input_columns(model)
         self._order = None if label_order is None else torch.tensor(label_order)
         self._capture: Capture | None = None
 
@@ -79,12 +78,20 @@ class LiveTeacher:
         return signals
 
 
+def input_columns(model: nn.Module) -> frozenset[str]:
+    """The columns of a batch that a model's forward takes, but for labels."""
+    parameters = inspect.signature(unwrap(model).forward).parameters.values()
+    named = (each.name for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL))
+    return frozenset(named) - {"labels", "label", "label_ids"}
+
+
 def load_teacher(
     path: str, kind: Kind, *, revision: str | None = None, dtype: str | None = None, needs_logits: bool = True
 ) -> transformers.PreTrainedModel:
     """Load a teacher with the student's kind of head; without any where no loss reads its predictions and it has none that was trained.
 
-    A language model whose predictions nobody reads is loaded without its head in any case: it would take a good part of each forward.
+    A language model whose predictions nobody reads is loaded without its head in any case: it would take a good part of each forward. A
+    folder with an adapter (PEFT) is loaded with the base that the adapter was trained on, as a model of the kind it was trained as.
 
     Args:
         path: a folder, or a name on the Hub.
@@ -96,8 +103,9 @@ def load_teacher(
     Raises:
         TeacherError: if it cannot be found, or if its head is read, and would be newly initialised or was trained for another kind of task.
     """
-    name = auto_class_name(kind)
-    if not needs_logits and kind in _HEADLESS_KINDS:
+    adapter = holds_adapter(path)
+    name = base_class(path).__name__ if adapter else auto_class_name(kind)
+    if not needs_logits and kind in _HEADLESS_KINDS and not adapter:
         model, missing = _load("AutoModel", path, revision, dtype)
         missing = _without_pooler(model, missing)
         if missing:
@@ -112,7 +120,7 @@ def load_teacher(
             "Load the teacher yourself and pass the model: DistillTrainer(teacher=model); or compare no predictions "
             "(--distill_recipe tinybert_general)."
         )
-    other = _other_head(path, kind, revision)
+    other = None if adapter else _other_head(path, kind, revision)
     try:
         model, missing = _load(name, path, revision, dtype)
     except TeacherError as error:
@@ -122,7 +130,12 @@ def load_teacher(
             raise TeacherError(other) from error
         logger.warning("%s Its layers teach alone.", other)
         return load_teacher(path, "other", revision=revision, dtype=dtype, needs_logits=False)
-    if missing and not needs_logits:
+    if adapter and needs_logits and kind_of(model) != kind:
+        raise TeacherError(
+            f"The teacher {path!r} is an adapter for {kind_of(model)}, the student is for {kind}: predictions cannot be compared. "
+            "Give an adapter that was trained on the student's task."
+        )
+    if missing and not needs_logits and not adapter:
         logger.warning(
             "The teacher %s has no trained head: %s would be newly initialised. No loss reads its predictions, so its layers teach "
             "alone; a teacher that was fine-tuned on the task teaches better.",
@@ -162,14 +175,19 @@ def _load(name: str, path: str, revision: str | None, dtype: str | None) -> tupl
     options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         with torch.random.fork_rng(devices=[]):  # what is newly initialised draws, and the student is to begin as in a run from disk
-            model, loading = getattr(transformers, name).from_pretrained(path, dtype=dtype or "auto", output_loading_info=True, **options)
+            source = base_of(path) if holds_adapter(path) else path
+            model, loading = getattr(transformers, name).from_pretrained(source, dtype=dtype or "auto", output_loading_info=True, **options)
+            if holds_adapter(path):
+                load_with_adapters(path, base=model)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         looked = "No model could be read from that folder" if Path(path).is_dir() else "It is neither a folder nor a model's name"
         raise TeacherError(f"The teacher {path!r} cannot be loaded. {looked}: {reason[:300]}") from error
     missing = sorted(loading["missing_keys"])
     mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in loading.get("mismatched_keys", ()))
-    return cast(transformers.PreTrainedModel, model), missing + mismatched
+    # What an adapter brought along, such as the classifier that was trained with it, stands in the place of what the base lacks.
+    brought = {name.replace(".original_module.", ".") for name in model.state_dict() if ".original_module." in name}
+    return cast(transformers.PreTrainedModel, model), [key for key in missing + mismatched if key not in brought]
 
 
 def _without_pooler(model: transformers.PreTrainedModel, missing: list[str]) -> list[str]:

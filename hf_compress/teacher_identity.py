@@ -51,13 +51,38 @@ def identity_of(model: nn.Module, name: str, autocast: str | None, scores: dict[
     )
 
 
-def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
-    """XXH3-128 over names, types, shapes and bytes, in the order of names."""
+def weights_hash(weights: Iterable[tuple[str, Any]]) -> str:
+    """XXH3-128 over names, types, shapes and bytes, in the order of names; adapters and the numbers of a quantised model among them.
+
+    A part that an adapter brought along in place of the base's (`modules_to_save`) counts, and the base's own, which is not used, does not.
+
+    Raises:
+        TeacherError: a quantised weight that does not show its numbers.
+    """
     digest = xxhash.xxh3_128()
-    for name, tensor in sorted(weights, key=lambda item: item[0]):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    for name, value in sorted(weights, key=lambda item: item[0]):
+        if ".original_module." not in name:
+            _digest(digest, name, value)
     return digest.hexdigest()
+
+
+def _digest(digest: xxhash.xxh3_128, name: str, value: Any) -> None:
+    """One entry of a state dict: a tensor, or what a quantised layer has in its place, such as packed weights and a name."""
+    if isinstance(value, (tuple, list)):
+        for number, part in enumerate(value):
+            _digest(digest, f"{name}.{number}", part)
+    elif isinstance(value, Tensor):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        try:
+            plain = value.detach().dequantize() if value.is_quantized else value.detach()
+            digest.update(plain.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        except (NotImplementedError, RuntimeError, TypeError) as error:
+            raise TeacherError(
+                f"The teacher's {name} ({type(value).__name__}) does not show its numbers, so a teacher on disk could not be told from "
+                f"another's ({error}). Distil from it live: leave --teacher_cache_dir out."
+            ) from error
+    else:
+        digest.update(f"{name} {value!r}\n".encode())
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -25,6 +25,7 @@ from hf_compress.console_log import show_log
 from hf_compress.distillation import Distillation
 from hf_compress.given_teachers import GivenTeacher, Teacher, given_teachers, lessons, score_teachers
 from hf_compress.layers.checkpoint import refuse_other_layers
+from hf_compress.layers.peft import base_is_forgotten, save_dropped_base
 from hf_compress.loss_log import FiniteWatch, LossLog
 from hf_compress.losses.loss import Loss
 from hf_compress.phases import PhasedRun
@@ -56,8 +57,8 @@ class DistillTrainer(Trainer):
     Args:
         model: the student.
         args: `TrainingArguments`, or `DistillTrainingArguments`, whose flags then say what is not given here.
-        teacher: a fine-tuned model, or the path of one; None if no loss needs it. Or several of these: each loss then counts once for
-            each of them, by `teacher_weights`.
+        teacher: a fine-tuned model, or the path of one (of an adapter, too); `AdapterOffTeacher(model)`; None if no loss needs it. Or
+            several of these: each loss then counts once for each of them, by `teacher_weights`.
         teacher_weights: of several teachers, scaled so that their sum is 1; equal by default. One that weighs 0 is left out.
         losses: what is compared; by default the recipe of the flags.
         compression: the flags, where `args` does not hold them.
@@ -305,7 +306,8 @@ class DistillTrainer(Trainer):
         def train_phase(checkpoint: str | None) -> TrainOutput:
             # A new optimizer and schedule: the old ones hold moments of other losses.
             self.optimizer, self.lr_scheduler = None, None
-            self.model_wrapped = self._student
+            if getattr(self.model_wrapped, "_orig_mod", None) is not self._student:  # accelerate compiles a model once
+                self.model_wrapped = self._student
             if phased.slows:
                 phased.slow_down(self.create_optimizer())
             output = train_once(checkpoint)
@@ -360,6 +362,8 @@ class DistillTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The Trainer's model, in a checkpoint or at the end, and the projections beside it."""
+        if base_is_forgotten(self._student):  # adapters over layers that were dropped are of use with that base only
+            save_dropped_base(self._student, str(self.args.output_dir), write=self.args.should_save)
         super().save_model(output_dir, _internal_call)
         if self.distillation is not None:
             self.distillation.projections.save(str(output_dir or self.args.output_dir), write=self.args.should_save)

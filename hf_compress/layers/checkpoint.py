@@ -67,14 +67,15 @@ def refuse_other_layers(checkpoint: Any, model: nn.Module, output_dir: str | Non
     asked = dict(next(iter(saved.values())).request) if saved else {}
     said = ", ".join(f"{name}={list(value) if isinstance(value, tuple) else value}" for name, value in asked.items())
     raise LayerDropError(
-        f"The checkpoint to resume from ({checkpoint}) {_described(saved)}, and the model of this run {_described(present)}: its weights "
+        f"The checkpoint to resume from ({checkpoint}) {described(saved)}, and the model of this run {described(present)}: its weights "
         "would get into the wrong layers. "
         + (f"Give this run the flags of the one that wrote it ({said}), " if said else "Resume without dropping layers, ")
         + "or start anew in another output_dir."
     )
 
 
-def _described(recorded: Mapping[str, KeptLayers]) -> str:
+def described(recorded: Mapping[str, KeptLayers]) -> str:
+    """What is recorded, in words that go on a sentence about a model: "kept layers 1-4 of 6"; "has lost no layers" where it is nothing."""
     kept = [
         ("" if name == "layers" else f"in the {name} ") + f"kept layers {describe_layers(each.kept)} of {each.num_layers}"
         for name, each in recorded.items()

@@ -6,7 +6,8 @@ the dropped base is saved beside the adapters, and the adapters' configs name it
     output_dir/adapter_config.json      base_model_name_or_path: .../output_dir/base_model
     output_dir/base_model/              the dropped base, without adapters
 
-Until it is saved, the adapters name a base that cannot be loaded, so that nobody loads the full one unawares.
+Until it is saved, the adapters name a base that cannot be loaded, so that nobody loads the full one unawares; so do adapters that are
+added to a model after its layers were dropped. `layers.adapter_base` loads adapters and base together again.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def renumber_adapters(model: nn.Module, kept: KEPT_STACKS) -> None:
 
 
 def forget_base(model: nn.Module) -> None:
-    """Let the adapters name no base that could be loaded, since the one they name still has its dropped layers."""
+    """Let the adapters, present and to come, name no base that could be loaded: the one they would name still has its dropped layers."""
+    pretrained_model(model).name_or_path = BASE_NOT_SAVED  # where PEFT takes it from when an adapter is added
     for config in adapter_configs(model).values():
         config.base_model_name_or_path = BASE_NOT_SAVED
 
@@ -90,6 +92,7 @@ def save_dropped_base(model: nn.Module, directory: str | Path, *, write: bool = 
     with whole_parameters(model):
         if write:
             _plain_base(model).save_pretrained(folder)
+    pretrained_model(model).name_or_path = str(folder)
     for config in configs.values():
         config.base_model_name_or_path = str(folder)
     return folder
