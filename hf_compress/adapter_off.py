@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +122,7 @@ class AdapterOffTeacher:
                 module.training = True
 
 
-def asks_adapter_off(teacher: object) -> bool:
+def asks_adapter_off(teacher: object) -> TypeGuard[AdapterOffTeacher | str]:
     """Whether a run's teacher is its student with the adapters off."""
     return isinstance(teacher, AdapterOffTeacher) or teacher == ADAPTER_OFF
 

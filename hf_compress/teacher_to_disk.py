@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 from hf_compress.arguments import CompressionArguments
 from hf_compress.cache.examples import Examples
 from hf_compress.cached_teacher import CachedTeacher
@@ -27,7 +25,7 @@ def store_for_run(
     spec: SignalSpec,
     flags: CompressionArguments,
     losses: Sequence[Loss] | None,
-    given: nn.Module | str | None,
+    given: object,
     scores: dict[str, float],
 ) -> None:
     """Build the teacher on disk for a run.
