@@ -33,14 +33,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "argument_values": {"errors"},
     "cache_arguments": {"argument_values", "cache", "errors"},
     "arguments": {"argument_file", "argument_values", "cache_arguments", "errors", "losses"},
-    "script_arguments": {"argument_file", "argument_values", "arguments", "cache_arguments", "errors"},
+    "deepspeed_configs": {"argument_values", "errors"},
+    "script_arguments": {"argument_file", "argument_values", "arguments", "cache_arguments", "deepspeed_configs", "errors"},
     # more training data
     "augmentation": {"cache", "errors"},
     # students
     "projection_file": {"errors"},
     "console_log": set(),
     "callbacks": {"arguments", "console_log", "errors", "layers"},
-    "training_arguments": {"arguments", "callbacks", "errors"},
+    "training_arguments": {"arguments", "callbacks", "deepspeed_configs", "errors"},
     # what models show
     "capture": {"attention", "errors", "layers", "selected_state", "signals"},
     "teacher": {"capture", "errors", "layers", "signals", "task"},
