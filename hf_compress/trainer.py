@@ -43,6 +43,7 @@ from hf_compress.teacher import LiveTeacher
 from hf_compress.teacher_cache_run import examples_of, look_for_examples, training_data
 from hf_compress.teacher_identity import has_cache
 from hf_compress.teacher_on_miss import ask_when_missing, asks_live
+from hf_compress.teacher_placement import placed
 from hf_compress.teacher_score import score_for_run
 from hf_compress.teacher_side import cached_side, live_side, no_teacher, teacher_at
 from hf_compress.teacher_to_disk import store_for_run
@@ -147,7 +148,7 @@ class DistillTrainer(Trainer):
             if path is not None:
                 warn_of_same_model(student, model, path)
             side = live_side(student, model, path, flags, self._losses, self.processing_class)
-        source = side.source.to(self.args.device) if isinstance(side.source, LiveTeacher) else side.source
+        source = placed(side.source, student, self.args.device)
         label_name = self.label_names[0] if len(self.label_names) == 1 else "labels"
         self.distillation = Distillation(student, side.losses, source, side.shape, self.processing_class, label_name)
         if isinstance(source, CachedTeacher):

@@ -65,6 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "projections": {"errors", "layers", "losses", "projection_file"},
     "students": {"errors", "layers", "losses", "projection_file", "projections"},
     "registration": {"students"},
+    "teacher_placement": {"errors", "layers", "signals", "teacher"},
     "teacher_side": {
         "arguments",
         "cache",
@@ -77,6 +78,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "teacher",
         "teacher_checks",
         "teacher_identity",
+        "teacher_placement",
     },
     "teacher_to_disk": {"arguments", "cache", "layers", "losses", "signals", "teacher", "teacher_cache_run", "teacher_side"},
     "teacher_on_miss": {
@@ -114,6 +116,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "teacher_cache_run",
         "teacher_identity",
         "teacher_on_miss",
+        "teacher_placement",
         "teacher_score",
         "teacher_side",
         "teacher_to_disk",
