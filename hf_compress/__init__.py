@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hf_compress.cache.selection import Selection as Selection
     from hf_compress.cached_teacher import CachedTeacher as CachedTeacher
     from hf_compress.callbacks import LayerDropCallback as LayerDropCallback
+    from hf_compress.deepspeed_configs import deepspeed_config as deepspeed_config
     from hf_compress.errors import ArgumentError as ArgumentError
     from hf_compress.errors import CacheError as CacheError
     from hf_compress.errors import CompressionError as CompressionError
@@ -99,6 +100,7 @@ _MODULES: dict[str, str] = {
     "TeacherCache": "hf_compress.cache.reader",
     "TeacherError": "hf_compress.errors",
     "ValueRelationsLoss": "hf_compress.losses.relations",
+    "deepspeed_config": "hf_compress.deepspeed_configs",
     "drop_layers": "hf_compress.layers.drop",
     "load_with_adapters": "hf_compress.layers.adapter_base",
     "measure_contribution": "hf_compress.layers.contribution",

@@ -100,6 +100,9 @@ class CompressionArguments(TeacherCacheArguments):
     teacher_dtype: str | None = field(
         default=None, metadata=_flag(f"The teacher's number format: {', '.join(get_args(DtypeName))}; by default as it was saved.")
     )
+    teacher_sharded: bool | None = field(
+        default=None, metadata=_flag("Under DeepSpeed's ZeRO-3: split the teacher up too, where it does not fit whole (True or False).")
+    )
     distill_recipe: str | None = field(
         default=None, metadata=_flag(f"A method as a set of losses: {', '.join(get_args(RecipeName))}. The first by default.")
     )
@@ -279,8 +282,9 @@ class CompressionArguments(TeacherCacheArguments):
             value = getattr(self, flag)
             if value is not None:
                 one_of(value, known, flag=flag)
-        if self.trim_padding is not None and not isinstance(self.trim_padding, bool):
-            raise ArgumentError(f"--trim_padding is {self.trim_padding!r}; expected true or false.")
+        for flag in ("trim_padding", "teacher_sharded"):
+            if not isinstance(getattr(self, flag), bool | None):
+                raise ArgumentError(f"--{flag} is {getattr(self, flag)!r}; expected true or false.")
 
     def _check_teacher(self) -> None:
         """Refuse a path that leads nowhere; a name on the Hub is looked up later."""

@@ -30,6 +30,7 @@ from hf_compress.layers.record import KeptLayers, recorded_drop
 from hf_compress.layers.request import DropRequest, named_layers
 from hf_compress.layers.stack import pretrained_model
 from hf_compress.layers.strategies import LayerDropStrategy, describe_layers
+from hf_compress.layers.zero import num_elements
 
 logger = logging.getLogger(__name__)
 
@@ -267,8 +268,8 @@ class LayerDropCallback(TrainerCallback, ExportableState):
         parts = ["embeddings"] if self.freeze_embeddings else []
         parts += [f"layers {describe_layers(tuple(sorted(self.layers_to_freeze)))} of the full model"] if self.layers_to_freeze else []
         if parts:
-            trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) / 1e6
-            whole = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+            trained = sum(num_elements(parameter) for parameter in model.parameters() if parameter.requires_grad) / 1e6
+            whole = sum(map(num_elements, model.parameters())) / 1e6
             logger.info("frozen: %s; %.2fM of %.2fM parameters are trained before layers are dropped", " and ".join(parts), trained, whole)
 
     def _plan(self, args: Any, model: nn.Module, request: DropRequest) -> LayerDrop:

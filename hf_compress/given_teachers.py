@@ -30,9 +30,9 @@ from hf_compress.run_checks import check_teacher_and_losses, warn_of_same_model
 from hf_compress.several_teachers import SeveralTeachers
 from hf_compress.signals import SignalSource
 from hf_compress.task import ModelShape
-from hf_compress.teacher import LiveTeacher
 from hf_compress.teacher_identity import has_cache
 from hf_compress.teacher_on_miss import asks_live
+from hf_compress.teacher_placement import placed
 from hf_compress.teacher_places import count_of_teachers, places, shares
 from hf_compress.teacher_score import score_for_run
 from hf_compress.teacher_side import TeacherSide, cached_side, live_side, no_teacher, teacher_at
@@ -120,7 +120,7 @@ class GivenTeacher:
         if path is not None:
             warn_of_same_model(student, model, path)
         side = live_side(student, model, path, self.flags, self.losses, tokenizer)
-        return replace(side, source=side.source.to(device)) if isinstance(side.source, LiveTeacher) else side
+        return replace(side, source=placed(side.source, student, device))
 
 
 def given_teachers(

@@ -15,6 +15,7 @@ from hf_compress.arguments import LOSS_FLAGS, CompressionArguments, Phase
 from hf_compress.errors import ArgumentError, DataError, LossError, TeacherError
 from hf_compress.layers.record import recorded_drop
 from hf_compress.layers.stack import pretrained_model
+from hf_compress.layers.zero import num_elements
 from hf_compress.losses.loss import Loss
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def _check_losses(losses: object) -> None:
 
 def warn_of_same_model(student: nn.Module, teacher: nn.Module | None, path: str) -> None:
     """Say that a model is its own teacher, unless layers were dropped since it was loaded, or it was made smaller in another way."""
-    if teacher is None or sum(p.numel() for p in student.parameters()) != sum(p.numel() for p in teacher.parameters()):
+    if teacher is None or sum(map(num_elements, student.parameters())) != sum(map(num_elements, teacher.parameters())):
         return
     config = pretrained_model(student).config
     loaded = str(getattr(config, "_name_or_path", None) or "")
@@ -129,7 +130,9 @@ def check_flags(flags: CompressionArguments, *, losses_given: bool, teacher_give
         ArgumentError: naming them.
     """
     void = [name for name in LOSS_FLAGS if losses_given and getattr(flags, name) is not None]
-    void += [name for name in ("teacher_revision", "teacher_dtype") if teacher_given and getattr(flags, name) is not None]
+    void += [
+        name for name in ("teacher_revision", "teacher_dtype", "teacher_sharded") if teacher_given and getattr(flags, name) is not None
+    ]
     if void:
         raise ArgumentError(f"--{', --'.join(void)} would have no effect: losses or teacher are given in Python. Say it in one place.")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from hf_compress.argument_file import SUFFIXES, flag_name, read_argument_file, r
 from hf_compress.argument_values import nearest_name
 from hf_compress.arguments import FIELDS, SWITCHES, CompressionArguments, compression_values
 from hf_compress.cache_arguments import ALIASES
+from hf_compress.deepspeed_configs import ACCELERATE_VARIABLE, named_config, with_named_config
 from hf_compress.errors import ArgumentError, ScriptError
 
 USAGE = "hf-compress run SCRIPT [flags of hf_compress and of the script, in any order]"
@@ -38,7 +40,7 @@ class ScriptRequest:
     Attributes:
         script: the file to run; None where only help was asked for.
         script_arguments: its `sys.argv[1:]`, except for an argument file (below).
-        argument_file: the keys of its own argument file that remain for it; None where it has none, or none of hf_compress's stood in it.
+        argument_file: the keys of its own argument file that remain for it; None where it has none, or can read it as it is.
         compression: the flags of hf_compress.
         given: the names of the flags that were given, wherever.
         traceback: show the whole traceback of an error of hf_compress.
@@ -103,7 +105,7 @@ def parse_command_line(argv: Sequence[str]) -> ScriptRequest:
 
     Raises:
         ScriptError: no script, or one that is not there.
-        ArgumentError: a flag of hf_compress is unknown, malformed, or contradicts another.
+        ArgumentError: a flag of hf_compress is unknown, malformed, or contradicts another, or DeepSpeed would refuse its config.
     """
     launcher_flags, rest = _launcher_flags(argv)
     if not rest or rest[0] in ("-h", "--help"):
@@ -114,6 +116,9 @@ def parse_command_line(argv: Sequence[str]) -> ScriptRequest:
     found, remaining = flag_parser().parse_known_args(list(rest[1:]))
     on_command_line = vars(found)
     traceback, wants_help = on_command_line.pop("traceback"), on_command_line.pop("help") or "-h" in remaining
+    remaining = list(with_named_config(remaining))
+    if Path(os.environ.get(ACCELERATE_VARIABLE, "")).is_file():
+        named_config(os.environ[ACCELERATE_VARIABLE], flag="deepspeed_config_file")
     in_script_file, argument_file = _split_argument_file(remaining)
     in_config: dict[str, Any] = {}
     config = on_command_line.pop("hf_compress_config", in_script_file.pop("hf_compress_config", None))
@@ -168,7 +173,7 @@ def find_script(name: str) -> Path:
 
 
 def _split_argument_file(remaining: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Ours and the script's of the keys in the script's own argument file; ({}, None) where it has none or none of them is ours."""
+    """Ours and the script's of the keys in the script's own argument file; ({}, None) where it has none, or can keep it as it is."""
     if len(remaining) != 1 or remaining[0].startswith("-") or Path(remaining[0]).suffix.lower() not in SUFFIXES:
         return {}, None
     try:
@@ -178,7 +183,8 @@ def _split_argument_file(remaining: Sequence[str]) -> tuple[dict[str, Any], dict
     names = {**dict.fromkeys(FIELDS), **dict.fromkeys(ALIASES)}
     ours = {flag_name(key): value for key, value in values.items() if flag_name(key) in names}
     ours = {ALIASES.get(name, name): value for name, value in ours.items()}
-    return ours, {key: value for key, value in values.items() if flag_name(key) not in names} if ours else None
+    theirs = {key: named_config(value) if key == "deepspeed" else value for key, value in values.items() if flag_name(key) not in names}
+    return ours, theirs if ours or theirs != values else None
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from hf_compress.capture import Capture
 from hf_compress.errors import TeacherError
 from hf_compress.layers.adapter_base import base_class, base_of, holds_adapter, load_with_adapters
 from hf_compress.layers.stack import unwrap
+from hf_compress.layers.zero import is_split, loaded_whole
 from hf_compress.signals import Signals, SignalSpec
 from hf_compress.task import Kind, auto_class_name, kind_of, kind_of_classes
 
@@ -45,8 +47,9 @@ class LiveTeacher:
 
     def to(self, device: torch.device) -> LiveTeacher:
         """Move the model there."""
-        # A quantized or spread-out model stays where it was loaded.
-        if not getattr(self.model, "is_quantized", False) and getattr(self.model, "hf_device_map", None) is None:
+        # A quantized, spread-out or split model stays where it was loaded.
+        stays = getattr(self.model, "is_quantized", False) or getattr(self.model, "hf_device_map", None) is not None
+        if not stays and not is_split(self.model):
             self.model.to(device)
         self._order = None if self._order is None else self._order.to(device)
         return self
@@ -86,7 +89,7 @@ def input_columns(model: nn.Module) -> frozenset[str]:
 
 
 def load_teacher(
-    path: str, kind: Kind, *, revision: str | None = None, dtype: str | None = None, needs_logits: bool = True
+    path: str, kind: Kind, *, revision: str | None = None, dtype: str | None = None, needs_logits: bool = True, sharded: bool = False
 ) -> transformers.PreTrainedModel:
     """Load a teacher with the student's kind of head; without any where no loss reads its predictions and it has none that was trained.
 
@@ -99,6 +102,7 @@ def load_teacher(
         revision: branch, tag or commit.
         dtype: "float32", "bfloat16", "float16", or None for the format it was saved in.
         needs_logits: whether a loss reads its predictions.
+        sharded: under a config of ZeRO-3, only a part of it on each process, where the model is whole otherwise.
 
     Raises:
         TeacherError: if it cannot be found, or if its head is read, and would be newly initialised or was trained for another kind of task.
@@ -106,7 +110,7 @@ def load_teacher(
     adapter = holds_adapter(path)
     name = base_class(path).__name__ if adapter else auto_class_name(kind)
     if not needs_logits and kind in _HEADLESS_KINDS and not adapter:
-        model, missing = _load("AutoModel", path, revision, dtype)
+        model, missing = _load("AutoModel", path, revision, dtype, sharded)
         missing = _without_pooler(model, missing)
         if missing:
             raise TeacherError(
@@ -122,14 +126,14 @@ def load_teacher(
         )
     other = None if adapter else _other_head(path, kind, revision)
     try:
-        model, missing = _load(name, path, revision, dtype)
+        model, missing = _load(name, path, revision, dtype, sharded)
     except TeacherError as error:
         if other is None:
             raise
         if needs_logits:
             raise TeacherError(other) from error
         logger.warning("%s Its layers teach alone.", other)
-        return load_teacher(path, "other", revision=revision, dtype=dtype, needs_logits=False)
+        return load_teacher(path, "other", revision=revision, dtype=dtype, needs_logits=False, sharded=sharded)
     if adapter and needs_logits and kind_of(model) != kind:
         raise TeacherError(
             f"The teacher {path!r} is an adapter for {kind_of(model)}, the student is for {kind}: predictions cannot be compared. "
@@ -142,7 +146,7 @@ def load_teacher(
             path,
             ", ".join(missing[:4]),
         )
-        return load_teacher(path, "other", revision=revision, dtype=dtype, needs_logits=False)
+        return load_teacher(path, "other", revision=revision, dtype=dtype, needs_logits=False, sharded=sharded)
     if missing:
         raise TeacherError(
             f"The teacher {path!r} has no trained head: {', '.join(missing[:4])} would be newly initialised, and a "
@@ -170,11 +174,12 @@ def _other_head(path: str, kind: Kind, revision: str | None) -> str | None:
     )
 
 
-def _load(name: str, path: str, revision: str | None, dtype: str | None) -> tuple[transformers.PreTrainedModel, list[str]]:
+def _load(name: str, path: str, revision: str | None, dtype: str | None, sharded: bool) -> tuple[transformers.PreTrainedModel, list[str]]:
     """A model of the class of that name, and the weights that were not there or had another size."""
     options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        with torch.random.fork_rng(devices=[]):  # what is newly initialised draws, and the student is to begin as in a run from disk
+        # What is newly initialised draws, and the student is to begin as in a run from disk.
+        with torch.random.fork_rng(devices=[]), nullcontext() if sharded else loaded_whole():
             source = base_of(path) if holds_adapter(path) else path
             model, loading = getattr(transformers, name).from_pretrained(source, dtype=dtype or "auto", output_loading_info=True, **options)
             if holds_adapter(path):

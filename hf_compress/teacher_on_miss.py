@@ -83,12 +83,6 @@ def ask_when_missing(
 def _refuse_other_precision(manifest: Manifest, flags: CompressionArguments, teacher: nn.Module | None, accelerator: Any) -> None:
     """What is appended is to be what a build would have stored."""
     stored = manifest.teacher.dtype.partition(", autocast to ")
-    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-    if plugin is not None and getattr(plugin, "zero_stage", 0) == 3:
-        raise ArgumentError(
-            "--teacher_cache_miss live asks the teacher on one process at a time, which ZeRO-3 cannot do. Build the cache of all examples, "
-            "or use ZeRO-2."
-        )
     if teacher is None and flags.teacher_dtype not in (None, stored[_OWN_DTYPE]):
         raise ArgumentError(
             f"--teacher_dtype {flags.teacher_dtype}: the teacher on disk computed in {stored[_OWN_DTYPE]}, and so must the one that is "

@@ -32,6 +32,7 @@ from hf_compress.task import ModelShape, kind_of
 from hf_compress.teacher import LiveTeacher, load_teacher
 from hf_compress.teacher_checks import check_vocabularies, label_order, labels_of
 from hf_compress.teacher_identity import had_head, refuse_several_stacks, shape_of, tokenizer_hash, weights_hash
+from hf_compress.teacher_placement import check_sharding, refuse_split
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +61,19 @@ def teacher_at(path: str, student: nn.Module, flags: CompressionArguments, losse
 
     Raises:
         TeacherError: see `load_teacher`.
+        ArgumentError: it is to be split up, and this run cannot do that.
     """
     chosen = losses if losses is not None else recipe_of(flags, {})
+    check_sharding(bool(flags.teacher_sharded), goes_to_disk=flags.teacher_cache_dir is not None)
     reads = any(loss.weight and loss.needs_teacher and loss.phase == "prediction" for loss in chosen)
-    return load_teacher(path, kind_of(student), revision=flags.teacher_revision, dtype=flags.teacher_dtype, needs_logits=reads)
+    return load_teacher(
+        path,
+        kind_of(student),
+        revision=flags.teacher_revision,
+        dtype=flags.teacher_dtype,
+        needs_logits=reads,
+        sharded=bool(flags.teacher_sharded),
+    )
 
 
 def live_side(
@@ -92,6 +102,8 @@ def live_side(
         return TeacherSide(None, None, chosen)
     if model is student or unwrap(model) is unwrap(student):
         raise TeacherError("Teacher and student are the same model object. Load the teacher a second time, or copy.deepcopy it.")
+    if flags.teacher_cache_dir is not None:
+        refuse_split(model)
     saved = path is not None and os.path.isfile(os.path.join(path, "tokenizer_config.json"))
     check_vocabularies(student, model, tokenizer, AutoTokenizer.from_pretrained(path) if saved and path is not None else None)
     order = label_order(student, labels_of(model)) if _compare_logits(chosen) else None
@@ -128,6 +140,7 @@ def cached_side(
         CacheError: if the cache is another teacher's or tokenizer's, or does not hold what the losses need.
     """
     assert flags.teacher_cache_dir is not None
+    refuse_split(teacher)
     cache = TeacherCache(flags.teacher_cache_dir, selection=flags.selection)
     manifest = cache.manifest
     if flags.teacher_cache_dtype is not None:

@@ -11,6 +11,7 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from hf_compress.arguments import CompressionArguments
 from hf_compress.callbacks import UnusedFlagsCallback
+from hf_compress.deepspeed_configs import named_config
 
 
 def _watch_for_unused_flags(flags: CompressionArguments) -> None:
@@ -33,6 +34,7 @@ class DistillTrainingArguments(CompressionArguments, TrainingArguments):
 
     def __post_init__(self) -> None:
         CompressionArguments.__post_init__(self)
+        self.deepspeed = named_config(self.deepspeed)
         finish: Callable[[], None] = super(CompressionArguments, self).__post_init__
         finish()
         _watch_for_unused_flags(self)
@@ -48,6 +50,7 @@ class Seq2SeqDistillTrainingArguments(CompressionArguments, Seq2SeqTrainingArgum
 
     def __post_init__(self) -> None:
         CompressionArguments.__post_init__(self)
+        self.deepspeed = named_config(self.deepspeed)
         finish: Callable[[], None] = super(CompressionArguments, self).__post_init__
         finish()
         _watch_for_unused_flags(self)

@@ -14,6 +14,7 @@ from hf_compress.errors import ArgumentError, TeacherError
 from hf_compress.layers.drop import drop_layers
 from hf_compress.layers.record import CONFIG_KEY
 from hf_compress.layers.stack import find_stacks
+from hf_compress.layers.zero import is_split, loaded_whole, whole_copy
 from hf_compress.students.architecture import architecture_named
 from hf_compress.students.warm_start import check_warm_start, warm_start
 from hf_compress.students.width import with_width
@@ -63,6 +64,8 @@ def student_from_teacher(
         >>> tiny = student_from_teacher(teacher, num_hidden_layers=4, hidden_size=312, num_attention_heads=12, intermediate_size=1200)
     """
     _check_init(init, examples, layers_to_keep, hidden_size)
+    if not isinstance(teacher, str) and is_split(teacher):
+        teacher = whole_copy(teacher)
     widths = (hidden_size, num_attention_heads, intermediate_size)
     if layers_to_keep is not None and num_hidden_layers is not None:
         raise ArgumentError("layers_to_keep and num_hidden_layers contradict each other; give one of them.")
@@ -108,14 +111,15 @@ def evenly_spread(num_layers_to_keep: int, num_layers: int) -> tuple[int, ...]:
 
 
 def load_teacher(name_or_path: str) -> PreTrainedModel:
-    """Load a model with the head that it was saved with.
+    """Load a model with the head that it was saved with, whole on each process.
 
     Raises:
         TeacherError: it cannot be loaded, or its config names no architecture.
     """
     _, model_class = _design(name_or_path)
     try:
-        return model_class.from_pretrained(name_or_path)
+        with loaded_whole():
+            return model_class.from_pretrained(name_or_path)
     except OSError as error:
         raise TeacherError(f"No weights can be loaded from {name_or_path}: {_first_line(error)}") from error
 
