@@ -19,15 +19,18 @@ MAX_LINES = 400
 # Part of the package (a file, or a folder as a whole) -> the parts that it may import. Read from the bottom of the flow to its top.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    # what the processes of a run agree on
+    "agreement": {"errors"},
     # what models show, and a teacher's of it on disk, which knows neither layers nor losses
     "selected_state": {"errors"},
     "signals": {"errors", "selected_state"},
-    "cache": {"errors", "selected_state", "signals"},
+    "cache": {"agreement", "errors", "selected_state", "signals"},
     # layers; what models show, and what compares them
-    "layers": {"errors"},
+    "layers": {"agreement", "errors"},
     "attention": {"errors"},
     "task": {"attention", "errors", "layers", "signals"},
     "losses": {"errors", "layers", "signals", "task"},
+    "fsdp": {"errors"},
     # the flags
     "argument_file": {"errors"},
     "argument_values": {"errors"},
@@ -43,13 +46,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training_arguments": {"arguments", "callbacks", "errors"},
     # what models show
     "capture": {"attention", "errors", "layers", "selected_state", "signals"},
-    "teacher": {"capture", "errors", "layers", "signals", "task"},
+    "teacher": {"capture", "errors", "fsdp", "layers", "signals", "task"},
     "teacher_checks": {"errors", "layers", "task"},
     "teacher_score": {"errors", "signals"},
     "cached_teacher": {"cache", "errors", "signals"},
     "teacher_identity": {"cache", "errors", "layers", "signals", "task", "teacher_checks"},
     "teacher_cache_budget": {"arguments", "cache", "errors", "signals"},
     "teacher_cache_run": {
+        "agreement",
         "arguments",
         "cache",
         "errors",
@@ -93,9 +97,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trim_padding": {"errors"},
     "loss_log": {"errors", "signals"},
     "phases": {"arguments", "distillation", "errors", "layers"},
-    "run_checks": {"arguments", "errors", "layers", "losses"},
+    "run_checks": {"arguments", "errors", "fsdp", "layers", "losses"},
+    "process_checks": {"agreement", "cache", "errors", "losses", "teacher_identity"},
     "task_loss": {"errors", "layers", "task"},
     "trainer": {
+        "agreement",
         "arguments",
         "cached_teacher",
         "callbacks",
@@ -106,6 +112,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "loss_log",
         "losses",
         "phases",
+        "process_checks",
         "run_checks",
         "task",
         "task_loss",

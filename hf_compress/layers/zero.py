@@ -1,4 +1,4 @@
-"""Parameters that ZeRO-3 has split up among processes, made whole for as long as something reads them."""
+"""Parameters that are split up among processes, and those of ZeRO-3 made whole for as long as something reads them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import contextlib
 from collections.abc import Iterator
 
 from torch import nn
+from torch.distributed.tensor import DTensor
+
+
+def is_split(model: nn.Module) -> bool:
+    """Whether processes hold parts of the model's parameters, so that a forward is one of all processes together."""
+    return any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 @contextlib.contextmanager
