@@ -6,6 +6,7 @@ import random
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,8 @@ def _cache_seen(folder: str | None) -> str:
         return f"{folder} on the hub"
     if not has_cache(folder):
         return f"none that is finished in {folder}"
-    manifest = Manifest.load(folder)
-    content = xxhash.xxh3_64_hexdigest(repr((manifest.teacher.weights, manifest.index, manifest.shared, manifest.shards)))
+    manifest = Manifest.load(Path(folder))
+    content = xxhash.xxh3_64_hexdigest(repr((manifest.teacher.weights, manifest.index, manifest.shared, manifest.shards)).encode())
     return f"one of {manifest.teacher.name} with {manifest.examples:,} examples (content {content})"
 
 
@@ -117,7 +118,7 @@ def _data_seen(dataset: Any) -> str:
     count = len(dataset)
     places = sorted({int(place) for place in np.linspace(0, count - 1, ROWS)}) if count else []
     with _random_numbers_kept():
-        first, again = (xxhash.xxh3_64_hexdigest(repr([_plain(dataset[place]) for place in places])) for _ in range(2))
+        first, again = (xxhash.xxh3_64_hexdigest(repr([_plain(dataset[place]) for place in places]).encode()) for _ in range(2))
     # Data that is drawn at random tells nothing.
     return f"{count:,} examples" + (f" (content {first})" if first == again else "")
 
@@ -138,7 +139,7 @@ def _weights_seen(model: nn.Module) -> str:
     digest = xxhash.xxh3_64()
     for name, parameter in model.named_parameters():
         if not isinstance(parameter, DTensor) and not hasattr(parameter, "ds_id") and parameter.device.type != "meta":
-            digest.update(name)
+            digest.update(name.encode())
             digest.update(parameter.detach().reshape(-1)[:VALUES].cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
