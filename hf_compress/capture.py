@@ -63,7 +63,8 @@ class Capture:
             raise LossError(f"{type(model).__name__} has no stack {', '.join(sorted(missing))}; it has {', '.join(stacks)}.")
         self._handles = [
             model.register_forward_pre_hook(self._begin),
-            model.register_forward_hook(self._finish),
+            # Before FSDP's own, which looks at the output for what the backward pass begins with.
+            model.register_forward_hook(self._finish, prepend=True),
         ]
         for stack in stacks.values():
             if stack.name in spec.stacks:

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hf_compress.errors import TeacherError
 from hf_compress.layers.stack import pretrained_model
@@ -68,8 +70,9 @@ class Projections(nn.ModuleDict):
         Where there are none, a file that an earlier run left there is taken away: the next run would start from it.
         """
         with _gathered(self):
+            tensors = {name: _whole(tensor) for name, tensor in self.state_dict().items()}
             if write and len(self):
-                write_projections(folder, self.state_dict())
+                write_projections(folder, tensors)
             elif write:
                 (Path(folder) / FILE_NAME).unlink(missing_ok=True)
 
@@ -89,8 +92,9 @@ class Projections(nn.ModuleDict):
                 f"The checkpoint {folder} was trained with the projections {found or 'none'}, but this run needs {wanted}. "
                 "Resume with the teacher, the recipe and the layer map of the first run, or start afresh."
             )
-        with _gathered(self):
-            self.load_state_dict(stored)
+        with _gathered(self), torch.no_grad():
+            for name, tensor in self.state_dict().items():
+                tensor.copy_(_as_split(stored[name].to(tensor.device), tensor))
 
     def _start_from(self, folder: Path | None, names: Sequence[str]) -> None:
         """Give new maps the weights that lie beside the student, where name and shape agree; say what became of each."""
@@ -124,6 +128,16 @@ def loaded_from(student: nn.Module) -> Path | None:
     """The folder on this machine that a student was loaded from; None where it was built from a config, or came from the hub."""
     path = str(getattr(pretrained_model(student).config, "_name_or_path", None) or "")
     return Path(path) if path and Path(path).is_dir() else None
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """FSDP's part of a parameter made whole, by all processes together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _as_split(whole: Tensor, like: Tensor) -> Tensor:
+    """This process's part of it, where FSDP has split the parameter."""
+    return distribute_tensor(whole, like.device_mesh, like.placements) if isinstance(like, DTensor) else whole
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from transformers import DataCollatorForLanguageModeling, EarlyStoppingCallback
 from hf_compress.adapter_off import AdapterOffTeacher
 from hf_compress.arguments import LOSS_FLAGS, CompressionArguments, Phase
 from hf_compress.errors import ArgumentError, DataError, LossError, TeacherError
+from hf_compress.fsdp import check_fsdp
 from hf_compress.layers.record import recorded_drop
 from hf_compress.layers.stack import pretrained_model
 from hf_compress.layers.zero import num_elements
@@ -156,9 +158,15 @@ def check_run(trainer: Any, phases: Sequence[Phase]) -> None:
             f"{args.n_gpu} GPUs in one process (DataParallel) are not supported: torchrun --nproc_per_node {args.n_gpu} "
             "starts one process for each, and is faster; or choose one GPU with CUDA_VISIBLE_DEVICES=0."
         )
+    check_fsdp(trainer)
     for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
         if (getattr(args, name, None) or {}).get("use_reentrant"):
             raise ArgumentError(f"{name} asks for use_reentrant=True, which hides the hidden states' gradients. Leave it out.")
+    if any(_checkpoints_reentrantly(module) for module in trainer.model.modules()):
+        raise ArgumentError(
+            "The student's gradient checkpointing was switched on with use_reentrant=True, which hides the hidden states' gradients: "
+            "model.gradient_checkpointing_enable() without arguments takes the other kind, and so does --gradient_checkpointing True."
+        )
     masks_nothing = isinstance(trainer.data_collator, DataCollatorForLanguageModeling) and trainer.data_collator.mlm_probability == 0
     if masks_nothing and trainer.data_collator.mlm and trainer.eval_dataset is not None:
         raise ArgumentError(
@@ -177,6 +185,12 @@ def check_run(trainer: Any, phases: Sequence[Phase]) -> None:
         raise ArgumentError("--distill_phases builds an optimizer and a schedule for each phase, so none can be passed in (optimizers=).")
     if any(isinstance(callback, EarlyStoppingCallback) for callback in trainer.callback_handler.callbacks):
         raise ArgumentError("EarlyStoppingCallback watches evaluation, and an intermediate phase has none. Leave one of them out.")
+
+
+def _checkpoints_reentrantly(module: nn.Module) -> bool:
+    function = getattr(module, "_gradient_checkpointing_func", None)
+    switched_on = bool(getattr(module, "gradient_checkpointing", False))
+    return switched_on and isinstance(function, partial) and bool(function.keywords.get("use_reentrant"))
 
 
 def let_ddp_find_unused(args: Any) -> None:

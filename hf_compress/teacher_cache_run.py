@@ -9,10 +9,10 @@ from typing import Any
 
 import datasets
 import torch
-from accelerate.utils import gather_object
 from torch import nn
 
 from hf_compress import __version__
+from hf_compress.agreement import joined
 from hf_compress.arguments import CompressionArguments
 from hf_compress.cache.build import CacheBuilder, CacheContents, Processes
 from hf_compress.cache.estimate import TeacherSizes
@@ -142,7 +142,7 @@ def build_for_run(
         logits=logits_shapes(model) if spec.logits else {},
         version=__version__,
     )
-    processes = Processes(accelerator.process_index, accelerator.num_processes, gather_object, accelerator.wait_for_everyone)
+    processes = Processes(accelerator.process_index, accelerator.num_processes, joined)
     return CacheBuilder(Path(flags.teacher_cache_dir), examples, run, contents, processes=processes, progress=progress).build()
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hf_compress.errors import ArgumentError, TeacherError
-from hf_compress.layers.zero import config_in_force, is_split
+from hf_compress.layers.zero import config_in_force, is_split_by_zero
 from hf_compress.signals import SignalSource
 from hf_compress.teacher import LiveTeacher
 
@@ -51,7 +51,7 @@ def refuse_split(teacher: nn.Module | None) -> None:
     Raises:
         TeacherError: with the way out.
     """
-    if teacher is not None and is_split(teacher):
+    if teacher is not None and is_split_by_zero(teacher):
         raise TeacherError(
             "The teacher that was handed over is split up by ZeRO-3 (its parameters have the shape (0,) on each process), and a teacher "
             "on disk needs a whole one. Give its path instead of the model (--teacher_model_name_or_path, or teacher='...'), or load it "
@@ -72,7 +72,7 @@ def placed(source: SignalSource | None, student: nn.Module, device: torch.device
     """
     if not isinstance(source, LiveTeacher):
         return source
-    if is_split(source.model):
+    if is_split_by_zero(source.model):
         _give_engine(source.model)
     else:
         refuse_too_large(source.model, student, device, free_bytes(device))

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput
 
+from hf_compress.agreement import all_or_none
 from hf_compress.arguments import CompressionArguments
 from hf_compress.cached_teacher import ENTRY
 from hf_compress.callbacks import drop_again, offer_examples, take_flags
@@ -29,6 +30,7 @@ from hf_compress.layers.peft import base_is_forgotten, save_dropped_base
 from hf_compress.loss_log import FiniteWatch, LossLog
 from hf_compress.losses.loss import Loss
 from hf_compress.phases import PhasedRun
+from hf_compress.process_checks import refuse_other_caches, refuse_other_runs
 from hf_compress.run_checks import (
     check_flags,
     check_optimizer,
@@ -98,6 +100,7 @@ class DistillTrainer(Trainer):
         self._teachers: tuple[GivenTeacher, ...] = ()
         if not self._labels_alone:
             let_ddp_find_unused(args)
+            refuse_other_caches(flags.teacher_cache_dir)
             self._teachers = given_teachers(teacher, teacher_weights, flags, losses)
         self._log_parts, self._watch = LossLog(), FiniteWatch()
         self._teacher_score: dict[str, float] = {}
@@ -116,8 +119,9 @@ class DistillTrainer(Trainer):
         self._always_divides = hasattr(self, "loss_is_scaled_for_ga")  # earlier Trainers do not where there is a compute_loss_func
         self.loss_is_scaled_for_ga = False
         if self.train_dataset is not None:
-            check_run(self, flags.phases)
-            self._set_up()
+            with all_or_none():
+                check_run(self, flags.phases)
+                self._set_up()
 
     @property
     def _student(self) -> nn.Module:
@@ -280,9 +284,11 @@ class DistillTrainer(Trainer):
             self.model = self.distillation.student
         if self.distillation is None:  # the training data came after __init__
             assert self.compression is not None
-            check_run(self, self.compression.phases)
-            self._set_up()
+            with all_or_none():
+                check_run(self, self.compression.phases)
+                self._set_up()
         assert self.distillation is not None
+        refuse_other_runs(self.train_dataset, self.distillation.losses, members_of(self.distillation.teacher).values())
         self._report_teacher(self.distillation)
         self._teacher_to_disk(self.distillation)
         try:

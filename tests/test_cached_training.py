@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -233,49 +229,3 @@ def test_accumulated_micro_batches_of_selections_give_the_gradient_of_one_batch(
         assert largest_difference(ends[0][0], other) < 1e-6
         assert log["loss_hidden_states"] == pytest.approx(ends[0][1]["loss_hidden_states"], rel=1e-4)
     assert ends[0][1]["loss_hidden_states"] > 0.01
-
-
-# --- two processes ---
-
-SCRIPT = """
-import os, sys
-from pathlib import Path
-import torch
-from tests.cached_runs import cached
-from tests.tiny_runs import student, teacher, weights
-
-folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
-torch.set_num_threads(1)
-trainer = cached(folder, student(), teacher() if sys.argv[2] == "build" else None, max_steps=20, per_device_train_batch_size=4)
-torch.save((trainer.steps, trainer.values, weights(trainer)), folder / f"{sys.argv[2]}-{rank}.pt")
-sys.stdout.flush()
-os._exit(0)  # without Python's shutdown, in which a gloo thread may abort the process
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_build_together_and_train_as_the_plain_loop_does(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    for what in ("build", "read"):
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        done = subprocess.run(
-            [sys.executable, *launcher, str(script), str(tmp_path), what],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((tmp_path / "cache" / "manifest.json").read_text())["examples"] == 16
-    start = {name: parameter.detach().clone() for name, parameter in student().named_parameters()}
-    for what in ("build", "read"):
-        ranks = [torch.load(tmp_path / f"{what}-{rank}.pt") for rank in range(2)]
-        merged = {step: ranks[0][0][step] + ranks[1][0][step] for step in ranks[0][0]}
-        assert whats_in(ranks[0][0][0]) != whats_in(ranks[1][0][0])
-        plain = Plain(student(), teacher())
-        live = plain.follow(merged)
-        assert [ranks[0][1][step] + ranks[1][1][step] for step in range(20)] == pytest.approx(live, abs=1e-6, rel=1e-6)
-        for _, _, ends in ranks:
-            assert largest_difference(ends, plain.weights()) < 1e-6
-            assert largest_difference(ends, start) > 1e-3

@@ -19,15 +19,18 @@ MAX_LINES = 400
 # Part of the package (a file, or a folder as a whole) -> the parts that it may import. Read from the bottom of the flow to its top.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    # what the processes of a run agree on
+    "agreement": {"errors"},
     # what models show, and a teacher's of it on disk, which knows neither layers nor losses
     "selected_state": set(),
     "signals": {"selected_state"},
-    "cache": {"errors", "selected_state", "signals"},
+    "cache": {"agreement", "errors", "selected_state", "signals"},
     # layers; what models show, and what compares them
-    "layers": {"errors"},
+    "layers": {"agreement", "errors"},
     "attention": {"errors"},
     "task": {"attention", "layers", "signals"},
     "losses": {"errors", "layers", "signals", "task"},
+    "fsdp": {"errors"},
     # the flags
     "argument_file": {"errors"},
     "argument_values": {"errors"},
@@ -52,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "teacher_identity": {"cache", "errors", "layers", "signals", "task", "teacher_checks"},
     "teacher_cache_budget": {"arguments", "cache", "errors", "signals"},
     "teacher_cache_run": {
+        "agreement",
         "arguments",
         "cache",
         "errors",
@@ -88,6 +92,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # the trainers
     "without_weights": {"errors", "students"},
     # the trainers
+    # the trainers
     "trim_padding": set(),
     "loss_log": {"errors", "signals"},
     "phases": {"arguments", "distillation", "errors", "layers", "progressive"},
@@ -112,7 +117,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # what people call
     "scripts": set(),
     "adapter_off": {"arguments", "capture", "errors", "layers", "losses", "signals", "task", "teacher", "teacher_side"},
-    "run_checks": {"adapter_off", "arguments", "errors", "layers", "losses"},
+    "run_checks": {"adapter_off", "arguments", "errors", "fsdp", "layers", "losses"},
     "given_teachers": {
         "adapter_off",
         "arguments",
@@ -143,7 +148,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "teacher_cache_run",
         "teacher_side",
     },
+    "process_checks": {"agreement", "cache", "errors", "losses", "teacher_identity", "teacher_places"},
     "trainer": {
+        "agreement",
         "arguments",
         "cached_teacher",
         "callbacks",
@@ -155,6 +162,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "loss_log",
         "losses",
         "phases",
+        "process_checks",
         "run_checks",
         "several_teachers",
         "task",

@@ -3,7 +3,7 @@
     read the examples -> plan -> price -> shared dimensions -> shard, shard, shard, ... -> index -> manifest
 
 A shard is there whole or not at all, and the plan does not change, so a build that was stopped anywhere goes on with the shards that are
-missing. Several processes take turns with the shards; the first of them does what is done once.
+missing, with as many processes as there are then. Several processes share the shards; the first of them does what is done once.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from __future__ import annotations
 import datetime
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from hf_compress.agreement import Gather, all_or_none
 from hf_compress.cache.codec_name import CodecName
-from hf_compress.cache.draft import Draft
+from hf_compress.cache.draft import Draft, not_shared
 from hf_compress.cache.encode import Encoder, Rows
 from hf_compress.cache.examples import Examples, keys_and_lengths
 from hf_compress.cache.fields import field_of
@@ -35,6 +36,7 @@ from hf_compress.cache.plan import Plan, make_plan
 from hf_compress.cache.price import Price, epochs_to_pay_back, example_bytes, free_bytes, readable, refuse_too_little_disk
 from hf_compress.cache.shard import Column, ShardInfo, shard_name, write_shard
 from hf_compress.cache.shard_reader import Shard, read_shard_info
+from hf_compress.cache.shares import shares
 from hf_compress.cache.spaces import (
     blank_spaces,
     make_spaces,
@@ -63,14 +65,16 @@ class Processes:
 
     Attributes:
         rank, count: which of how many this one is.
-        gather: every process's list of shards, joined, the same on all.
-        wait: until all are here.
+        gather: every process's list, joined by rank, the same on all; nobody goes on before all are here.
     """
 
     rank: int = 0
     count: int = 1
-    gather: Callable[[list[Any]], list[Any]] = field(default=lambda own: own)
-    wait: Callable[[], None] = field(default=lambda: None)
+    gather: Gather = field(default=lambda own: own)
+
+    def together(self) -> AbstractContextManager[None]:
+        """See `all_or_none`."""
+        return all_or_none(self.gather)
 
 
 @dataclass(frozen=True)
@@ -141,30 +145,45 @@ class CacheBuilder:
             CacheError: too little disk, another builder at work, or a cache begun with other settings in that folder.
             TeacherError: the teacher gives values that are not finite.
         """
-        first = self.processes.rank == 0
+        first, together = self.processes.rank == 0, self.processes.together
         with ExitStack() as stack:
             # A data loader draws a seed; the student's dropout shall not hang on whether the teacher was on disk already.
             stack.enter_context(torch.random.fork_rng(devices=[]))
+            with together():
+                if first:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(builder_lock(self.folder))
+                    self._refuse_finished()
+                    remove_leftovers(self.folder)
+                plan = self._plan()
+                draft = self._draft(plan)
+            draft.agree_among(self.processes.gather([draft]))
+            with together():
+                if first:
+                    draft.agree_with(self.folder)
+                    price = self._price(plan)
+                    draft.save(self.folder)
+                    logger.info("teacher on disk: %s (%s free)", price, readable(price.free))
+            present = self.processes.gather(self._numbers_present(plan) if first else [])
+            own = shares(plan, present, self.processes.count)[self.processes.rank]
+            with together():
+                draft.see_in(self.folder)
+                sample = self._sample(plan, own)
+            sampled = self.processes.gather(sample)
+            with together():
+                if first:
+                    self._spaces(sampled)
+            left = [number for number in range(len(plan.shards)) if number not in set(present)]
             if first:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(builder_lock(self.folder))
-                self._refuse_finished()
-                remove_leftovers(self.folder)
-            plan = self._plan()
-            draft = self._draft(plan)
-            if first:
-                draft.agree_with(self.folder)
-                price = self._price(plan)
-                draft.save(self.folder)
-                logger.info("teacher on disk: %s (%s free)", price, readable(price.free))
-                self._spaces(plan)
-                self._say_how_long(plan)
-            self.processes.wait()
+                self._say_how_long(plan, left, sorted(set(own) & set(left)))
             encoder = Encoder(self.run.selection, self.contents.codec, read_spaces(self.folder, self.run.selection))
-            infos = self.processes.gather(list(self._shards(plan, encoder)))
-            manifest = self._finish(plan, sorted(infos, key=lambda item: item[0].name)) if first else None
-            self.processes.wait()
-        return manifest or Manifest.load(self.folder)
+            infos = self.processes.gather(list(self._shards(plan, own, encoder)))
+            finished = []
+            with together():
+                if first:
+                    finished = [self._finish(plan, sorted(infos, key=lambda item: item[0].name))]
+            (manifest,) = self.processes.gather(finished)
+        return cast(Manifest, manifest)
 
     def _refuse_finished(self) -> None:
         if (self.folder / MANIFEST_FILE).exists():
@@ -209,10 +228,12 @@ class CacheBuilder:
         refuse_too_little_disk(price, self.folder, present)
         return price
 
-    def _say_how_long(self, plan: Plan) -> None:
+    def _numbers_present(self, plan: Plan) -> list[int]:
+        """The shards that an earlier build left; whether they are whole is seen later."""
+        return [number for number in range(len(plan.shards)) if (self.folder / shard_name(number)).exists()]
+
+    def _say_how_long(self, plan: Plan, left: list[int], own: list[int]) -> None:
         """Time the teacher, if there is enough left to do, and somebody who reads it."""
-        left = [number for number in range(len(plan.shards)) if not (self.folder / shard_name(number)).exists()]
-        own = [number for number in left if number % self.processes.count == self.processes.rank]
         if not own or len(plan.batches) < 4 * self.processes.count or not logger.isEnabledFor(logging.INFO):
             return
         if not self._timed:
@@ -230,22 +251,27 @@ class CacheBuilder:
             epochs_to_pay_back(plan.lengths, built),
         )
 
-    def _spaces(self, plan: Plan) -> None:
+    def _sample(self, plan: Plan, own: Iterable[int]) -> list[tuple[int, dict[str, torch.Tensor]]]:
+        """What the sample for shared dimensions shows in this process's shards: by the batch's place, the selected states of each field."""
+        if (self.folder / SHARED_FILE).exists() or not needs_sample(self.run.selection):
+            return []
+        batches = [batch for shard in own for batch in plan.batches[plan.shards[shard]] if batch.start < plan.sample]
+        found = []
+        for batch in tqdm(batches, desc="learning the pca basis", unit="batch", disable=not self._shows):
+            states = self.run.selected_states(self._ask_ahead(plan, batch))
+            found.append((batch.start, {field_of(key): values for key, values in states.items()}))
+        return found
+
+    def _spaces(self, sampled: list[tuple[int, dict[str, torch.Tensor]]]) -> None:
         """Choose the shared dimensions; those that a stopped build chose are kept."""
         if (self.folder / SHARED_FILE).exists():
             return
-        sample: dict[str, list[torch.Tensor]] = {name: [] for name in self._hidden_sizes}
-        if needs_sample(self.run.selection):
-            batches = [batch for batch in plan.batches if batch.start < plan.sample]
-            for batch in tqdm(batches, desc="learning the pca basis", unit="batch", disable=not self._shows):
-                for key, states in self.run.selected_states(self._ask_ahead(plan, batch)).items():
-                    sample[field_of(key)].append(states)
-        spaces = make_spaces(self.run.selection, self._hidden_sizes, {name: torch.cat(states) for name, states in sample.items() if states})
-        write_spaces(self.folder, spaces)
+        ordered = [states for _, states in sorted(sampled, key=lambda part: part[0])]
+        sample = {name: torch.cat([states[name] for states in ordered]) for name in self._hidden_sizes if ordered}
+        write_spaces(self.folder, make_spaces(self.run.selection, self._hidden_sizes, sample))
 
-    def _shards(self, plan: Plan, encoder: Encoder) -> Iterator[tuple[ShardInfo, tuple[Column, ...]]]:
+    def _shards(self, plan: Plan, own: list[int], encoder: Encoder) -> Iterator[tuple[ShardInfo, tuple[Column, ...]]]:
         """This process's shards: those that are there already, and the others."""
-        own = range(self.processes.rank, len(plan.shards), self.processes.count)
         total = sum(plan.span(shard).stop - plan.span(shard).start for shard in own)
         written = 0
         with tqdm(total=total, desc="asking the teacher", unit="ex", disable=not self._shows) as bar:
@@ -312,6 +338,8 @@ class CacheBuilder:
         names = [shard_name(number) for number in range(len(plan.shards))]
         infos, columns = [info for info, _ in shards], shards[0][1]
         assert [info.name for info in infos] == names
+        if elsewhere := [name for name in names if not (self.folder / name).exists()]:
+            raise not_shared(self.folder, elsewhere[0])
         index = write_index(self.folder / INDEX_FILE, (plan.keys[plan.span(number)] for number in range(len(names))))
         spaces = hash_file(self.folder / SHARED_FILE) if (self.folder / SHARED_FILE).exists() else None
         manifest = Manifest(

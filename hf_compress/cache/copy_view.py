@@ -291,7 +291,7 @@ def _shards(source: _Source, progress: Callable[[int], object]) -> Iterator[tupl
         examples += len(few)
         size += len(few) * (RECORD_BYTES + OFFSET_BYTES * len(rows.counts)) + sum(values.nbytes for values in rows.values.values())
         progress(len(few))
-        if fills_a_shard(size, examples):
+        if fills_a_shard(size, examples, len(source)):
             yield np.concatenate(keys), parts
             keys, parts, size, examples = [], [], 0, 0
     if parts:

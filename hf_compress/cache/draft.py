@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from hf_compress.errors import CacheError
 
 FILE_NAME = "building.json"
 _LARGEST = 1 << 24
+# Seconds within which a file that one process wrote is seen by all: a network's file systems take some.
+SEEN_WITHIN = 10.0
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,34 @@ class Draft:
                 "it was begun with, choose another folder, or delete this one."
             )
 
+    def agree_among(self, drafts: Sequence[Draft]) -> None:
+        """Compare with those of the other processes, by rank.
+
+        Raises:
+            CacheError: on every process, if they would build different things: they read other data, or were given other flags.
+        """
+        for rank, other in enumerate(drafts):
+            if differs := difference(other.content, drafts[0].content):
+                raise CacheError(
+                    f"The processes of this run would not build the same teacher on disk. Process {rank}, against process 0: {differs}. "
+                    "Give all of them the same training data, the same teacher and the same flags."
+                )
+
+    def see_in(self, folder: Path) -> None:
+        """See what the first process wrote, from another one.
+
+        Raises:
+            CacheError: it is not there, so the folder is on a disk that the processes do not share.
+        """
+        until = time.monotonic() + SEEN_WITHIN
+        while True:
+            with contextlib.suppress(CacheError):
+                if difference(parse(read_file(folder / FILE_NAME, _LARGEST), FILE_NAME), self.content) is None:
+                    return
+            if time.monotonic() >= until:
+                raise not_shared(folder, FILE_NAME)
+            time.sleep(0.1)
+
     def save(self, folder: Path) -> None:
         """Write it before the first shard."""
         write_atomic(folder / FILE_NAME, json.dumps(self.content, indent=1).encode())
@@ -112,3 +143,12 @@ class Draft:
         """The build is done."""
         with contextlib.suppress(FileNotFoundError):
             (folder / FILE_NAME).unlink()
+
+
+def not_shared(folder: Path, file: str) -> CacheError:
+    """What to say where one process does not see what another wrote."""
+    return CacheError(
+        f"The processes of this run do not share the folder {folder}: {file}, which one of them wrote there, another does not see. Name a "
+        "folder on a disk that all of them read and write (--teacher_cache_dir); or build the teacher on disk on one machine, and copy the "
+        "finished folder to the others."
+    )

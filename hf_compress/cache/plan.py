@@ -6,7 +6,7 @@ killed, and goes on with other processes, writes the shards that one at a stroke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ from hf_compress.cache.key import Integers, Keys
 # A shard is what a killed build loses at most.
 SHARD_BYTES = 64 * 2**20
 SHARD_EXAMPLES = 2048
+# Fewer examples are cut into so many shards nevertheless, of so many examples at least: processes cannot share two shards well.
+SHARDS, LEAST_EXAMPLES = 32, 64
 
 
 @dataclass(frozen=True)
@@ -101,21 +103,27 @@ def _batches(lengths: Integers, batch_tokens: int, before: int) -> Iterator[slic
 
 
 def _shards(lengths: Integers, batches: tuple[slice, ...], example_bytes: Callable[[int], float]) -> Iterator[slice]:
-    return grouped((sum(example_bytes(length) for length in lengths[batch].tolist()), batch.stop - batch.start) for batch in batches)
+    return grouped([(sum(example_bytes(length) for length in lengths[batch].tolist()), batch.stop - batch.start) for batch in batches])
 
 
-def fills_a_shard(size: float, examples: int) -> bool:
-    """Whether so many bytes and examples are enough for a shard."""
-    return size >= SHARD_BYTES or examples >= SHARD_EXAMPLES
+def shard_examples(of: int | None) -> int:
+    """How many examples are enough for a shard, of so many in all; None where that is not known."""
+    return SHARD_EXAMPLES if of is None else min(SHARD_EXAMPLES, max(LEAST_EXAMPLES, -(-of // SHARDS)))
 
 
-def grouped(batches: Iterable[tuple[float, int]]) -> Iterator[slice]:
+def fills_a_shard(size: float, examples: int, of: int | None = None) -> bool:
+    """Whether so many bytes and examples are enough for a shard, of so many examples in all."""
+    return size >= SHARD_BYTES or examples >= shard_examples(of)
+
+
+def grouped(batches: Sequence[tuple[float, int]]) -> Iterator[slice]:
     """Which batches make a shard, of batches of so many bytes and examples each."""
+    total = sum(examples for _, examples in batches)
     first, size, examples, number = 0, 0.0, 0, -1
     for number, (more_bytes, more_examples) in enumerate(batches):
         size += more_bytes
         examples += more_examples
-        if fills_a_shard(size, examples):
+        if fills_a_shard(size, examples, total):
             yield slice(first, number + 1)
             first, size, examples = number + 1, 0.0, 0
     if first <= number:

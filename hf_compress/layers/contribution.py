@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from hf_compress.agreement import all_or_none, joined, several
 from hf_compress.errors import LayerDropError
 from hf_compress.layers.stack import LayerStack, find_stacks, pretrained_model
 from hf_compress.layers.strategies import check_num_layers_to_drop
-from hf_compress.layers.zero import whole_parameters
+from hf_compress.layers.zero import is_split, whole_parameters
 
 MAX_EXAMPLES = 512
 LABEL_NAMES = ("labels", "label", "label_ids", "start_positions", "end_positions", "next_sentence_label")
@@ -35,10 +36,21 @@ def measure_contribution(
 
     `batches` are dicts of tensors (batch, ...) as the model takes them; what its forward does not take is left out, and only
     the first 512 examples count. `tokens="all"` takes the mean over all real tokens instead of the summary token. The model
-    runs in evaluation mode, without gradients, and is left as it was. Among several processes rank 0's result counts.
+    runs in evaluation mode, without gradients, and is left as it was. Among several processes the first measures, and tells the others;
+    where they hold parts of the parameters, all measure together.
 
     Raises LayerDropError without examples, or if a similarity is not finite.
     """
+    if not several():
+        return _measured(model, batches, tokens)
+    measured: list[dict[str, tuple[float, ...]]] = []
+    with all_or_none():
+        if is_split(model) or torch.distributed.get_rank() == 0:
+            measured = [_measured(model, batches, tokens)]
+    return joined(measured)[0]
+
+
+def _measured(model: nn.Module, batches: Iterable[Mapping[str, Any]], tokens: Literal["summary", "all"]) -> dict[str, tuple[float, ...]]:
     owner = pretrained_model(model)
     meters = [_Meter(stack, tokens) for stack in find_stacks(model).values()]
     device = next(owner.parameters()).device
@@ -56,7 +68,7 @@ def measure_contribution(
                 break
     if not seen:
         raise LayerDropError("The strategy 'contribution' measures the layers on examples, and there are none: the data given is empty.")
-    measured = _from_rank_0({meter.stack.name: meter.means() for meter in meters})
+    measured = {meter.stack.name: meter.means() for meter in meters}
     for name, similarities in measured.items():
         bad = [layer for layer, value in enumerate(similarities, start=1) if not math.isfinite(value)]
         if bad:
@@ -254,14 +266,6 @@ def _own_random_numbers() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         yield
-
-
-def _from_rank_0(measured: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return measured
-    box = [measured]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def _is_batch(example: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from hf_compress.errors import ArgumentError, TeacherError
 from hf_compress.layers.drop import drop_layers
 from hf_compress.layers.record import CONFIG_KEY
 from hf_compress.layers.stack import find_stacks
-from hf_compress.layers.zero import is_split, loaded_whole, whole_copy
+from hf_compress.layers.zero import is_split_by_zero, loaded_whole, whole_copy
 from hf_compress.students.architecture import architecture_named
 from hf_compress.students.warm_start import check_warm_start, warm_start
 from hf_compress.students.width import with_width
@@ -64,7 +64,7 @@ def student_from_teacher(
         >>> tiny = student_from_teacher(teacher, num_hidden_layers=4, hidden_size=312, num_attention_heads=12, intermediate_size=1200)
     """
     _check_init(init, examples, layers_to_keep, hidden_size)
-    if not isinstance(teacher, str) and is_split(teacher):
+    if not isinstance(teacher, str) and is_split_by_zero(teacher):
         teacher = whole_copy(teacher)
     widths = (hidden_size, num_attention_heads, intermediate_size)
     if layers_to_keep is not None and num_hidden_layers is not None:

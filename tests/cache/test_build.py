@@ -172,19 +172,21 @@ def test_several_processes_write_what_one_writes(tmp_path: Path, count: int, wor
     """The processes are threads here; two real ones train in tests/test_cached_training.py."""
     selection = Selection.parse(words)
     builder(tmp_path / "one", teacher(), DATA, states(2), selection).build()
-    barrier, shared, failures = threading.Barrier(count), [], []
+    barrier, shared, failures = threading.Barrier(count), [[] for _ in range(count)], []
     asked: list[int] = []
     models = [teacher() for _ in range(count)]
 
     def work(rank: int) -> None:
         def gather(own: list[Any]) -> list[Any]:
-            shared.extend(own)
+            shared[rank] = own
             barrier.wait(60)
-            return list(shared)
+            found = [item for part in shared for item in part]
+            barrier.wait(60)
+            return found
 
         source = Counting(models[rank])
         part = builder(tmp_path / "many", models[rank], DATA, states(2), selection, source=source)
-        part.processes = Processes(rank, count, gather, lambda: barrier.wait(60) and None)
+        part.processes = Processes(rank, count, gather)
         try:
             assert part.build().examples == 40
         except BaseException as error:

@@ -11,6 +11,7 @@ import pytest
 from hf_compress.cache import plan as plans
 from hf_compress.cache.key import Integers, Keys
 from hf_compress.cache.plan import Plan, make_plan
+from hf_compress.cache.shares import shares
 
 
 def examples(count: int = 300, duplicates: int = 40, seed: int = 0) -> tuple[Keys, Integers]:
@@ -97,6 +98,25 @@ def test_bytes_and_examples_each_close_a_shard() -> None:
     heavy, light = planned(keys, lengths, size=lambda length: 250.0), planned(keys, lengths, size=lambda length: 0.0)
     assert max(heavy.span(number).stop - heavy.span(number).start for number in range(len(heavy.shards) // 2)) <= 4
     assert min(light.span(number).stop - light.span(number).start for number in range(len(light.shards) - 1)) >= 40
+
+
+def test_few_examples_make_many_shards_that_processes_share_by_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "SHARDS", 20)
+    monkeypatch.setattr(plans, "LEAST_EXAMPLES", 2)
+    plan = planned(*examples(), size=lambda length: 0.0)
+    assert 15 <= len(plan.shards) <= 20
+    tokens = [int(plan.lengths[plan.span(number)].sum()) for number in range(len(plan.shards))]
+    assert max(tokens) > 2 * min(tokens)
+    for count in (1, 2, 3):
+        given = shares(plan, (), count)
+        assert sorted(number for own in given for number in own) == list(range(len(plan.shards)))
+        load = [sum(tokens[number] for number in own) for own in given]
+        assert max(load) <= 1.1 * min(load)
+    # One of two processes died early: what is missing is shared anew.
+    first, second = shares(plan, (), 2)
+    again = shares(plan, first, 2)
+    assert all(set(own) & set(second) and set(own) & set(first) for own in again)
+    assert len(shares(plan, range(len(plan.shards)), 64)) == 64
 
 
 def fields(plan: Plan) -> dict[str, Any]:
