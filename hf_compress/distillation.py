@@ -9,6 +9,7 @@ parts()              sum over this micro-batch / count of the step, loss by loss
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, count
 from typing import Any
 
@@ -17,14 +18,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_compress.capture import Capture
+from hf_compress.chunked_logits import ChunkedLogits, ChunkSettings
 from hf_compress.errors import LossError, TeacherError
 from hf_compress.layers.stack import find_stacks, pretrained_model
 from hf_compress.losses.labels import LabelsLoss
+from hf_compress.losses.logits import LogitsLoss
 from hf_compress.losses.loss import Loss, Phase, Projection
 from hf_compress.losses.reduction import Batch, BatchReader
 from hf_compress.projections import Projections
 from hf_compress.signals import Signals, SignalSource, SignalSpec
 from hf_compress.task import ModelShape
+from hf_compress.teacher import LiveTeacher
 
 
 class Distillation:
@@ -37,6 +41,7 @@ class Distillation:
         teacher_shape: the teacher's sizes.
         tokenizer: for padding and separator tokens.
         label_name: the column that holds the labels.
+        chunks: how language models' predictions are compared.
 
     Raises:
         LossError, LayerMapError: where a loss does not fit the two models.
@@ -50,6 +55,7 @@ class Distillation:
         teacher_shape: ModelShape | None,
         tokenizer: Any = None,
         label_name: str = "labels",
+        chunks: ChunkSettings | None = None,
     ) -> None:
         shape = ModelShape.of(student)
         asked = [loss for loss in losses if loss.weight != 0]
@@ -68,6 +74,9 @@ class Distillation:
         self.projections = Projections.attach(student, _projections(self.losses))
         self.reader = _reader(student, shape, tokenizer, label_name, self.losses)
         self._student_capture: Capture | None = None
+        self._chunks = chunks or ChunkSettings()
+        self._chunk_size = self._chunks.tokens(student)
+        self._chunked: ChunkedLogits | None = None
         self.active = self.losses
 
     def losses_in(self, phase: Phase) -> tuple[Loss, ...]:
@@ -91,13 +100,32 @@ class Distillation:
         for name, projection in self.projections.items():  # one that no loss uses now must neither decay nor be waited for
             projection.requires_grad_(any(name in loss.projections for loss in self.active))
         self._student_capture = Capture(self.student, spec, project=self.projections.project)
+        self._start_chunks()
         self.units = tuple(sorted({loss.unit for loss in self.active}))
+
+    def _start_chunks(self) -> None:
+        """Let a language model's predictions be compared some tokens at a time."""
+        if self._chunked is not None:
+            self._chunked.remove()
+            self._chunked = None
+        losses = [loss for loss in self.active if isinstance(loss, LogitsLoss)]
+        if not self._chunk_size or not losses:
+            return
+        labels = any(isinstance(loss, LabelsLoss) for loss in self.active)
+        self._chunked = ChunkedLogits(
+            self.student, losses, labels=labels, chunk_size=self._chunk_size, own_label_loss=self._chunks.own_label_loss
+        )
+        if isinstance(self.teacher, LiveTeacher):  # it need not make whole logits either
+            self.teacher_spec = replace(self.teacher_spec, logits=False, head_states=True)
 
     def stop(self) -> None:
         """Take the hooks off both models: what was trained is a plain model again."""
         if self._student_capture is not None:
             self._student_capture.remove()
             self._student_capture = None
+        if self._chunked is not None:
+            self._chunked.remove()
+            self._chunked = None
         if self.teacher is not None:
             self.teacher.close()
 
@@ -116,8 +144,8 @@ class Distillation:
 
     @property
     def needs_labels(self) -> bool:
-        """Whether a loss of this phase reads labels; others never reach the student."""
-        return any(isinstance(loss, LabelsLoss) for loss in self.active)
+        """Whether the student must be given the labels: a loss of this phase reads what the model itself makes of them."""
+        return any(isinstance(loss, LabelsLoss) for loss in self.active) and not (self._chunked and self._chunked.takes_labels)
 
     @property
     def needs_teacher(self) -> bool:
@@ -138,9 +166,11 @@ class Distillation:
             return Signals()
         return self.teacher.signals(inputs, self.teacher_spec)
 
-    def show(self, teacher: Signals) -> None:
-        """Tell the student's hooks at which tokens the teacher has states; before its forward."""
+    def show(self, teacher: Signals, inputs: Mapping[str, Any]) -> None:
+        """Tell the student's hooks at which tokens the teacher has states, and what it predicts; before the student's forward."""
         assert self._student_capture is not None
+        if self._chunked is not None:
+            self._chunked.show(self._read(inputs, teacher), teacher)
         self._student_capture.positions = {(key.stack, key.layer): state.positions for key, state in teacher.selected_states.items()}
 
     @property
@@ -178,7 +208,10 @@ class Distillation:
         student = self._student_capture.signals(outputs)
         parts: dict[str, tuple[Tensor, float]] = {}
         for loss in self.active:
-            if isinstance(loss, LabelsLoss):
+            summed = None if self._chunked is None else self._chunked.total(loss, outputs)
+            if summed is not None:
+                total = summed
+            elif isinstance(loss, LabelsLoss):
                 total = loss.of_mean(labels_mean(outputs, batch.count(loss.unit)), batch)
             else:
                 total = loss(student, teacher, batch)

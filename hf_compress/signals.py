@@ -11,13 +11,14 @@ a moment ago or read from disk.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from hf_compress.selected_state import SelectedState
+from hf_compress.top_logits import TopLogits
 
 
 @dataclass(frozen=True, order=True)
@@ -83,12 +84,20 @@ Signal = HiddenState | AttentionScores | AttentionVectors
 
 @dataclass(frozen=True)
 class SignalSpec:
-    """What is asked for; specs are joined with `|`."""
+    """What is asked for; specs are joined with `|`.
+
+    Attributes:
+        logits: the predictions.
+        temperatures: at which they are compared; a teacher on disk may hold parts of them that are of one temperature.
+        head_states: in place of a language model's logits, what its head reads, of which they are made where they are needed.
+    """
 
     logits: bool = False
     hidden_states: frozenset[HiddenState] = frozenset()
     attention_scores: frozenset[AttentionScores] = frozenset()
     attention_vectors: frozenset[AttentionVectors] = frozenset()
+    temperatures: frozenset[float] = frozenset()
+    head_states: bool = False
 
     def __or__(self, other: SignalSpec) -> SignalSpec:
         return SignalSpec(
@@ -96,6 +105,8 @@ class SignalSpec:
             self.hidden_states | other.hidden_states,
             self.attention_scores | other.attention_scores,
             self.attention_vectors | other.attention_vectors,
+            self.temperatures | other.temperatures,
+            self.head_states or other.head_states,
         )
 
     @property
@@ -113,6 +124,21 @@ class SignalSpec:
 LOGITS = ("logits", "start_logits", "end_logits")
 
 
+@dataclass(frozen=True)
+class HeadStates:
+    """What a language model's head reads, and the head.
+
+    Attributes:
+        states: (batch, tokens, width).
+        logits: (n, width) -> (n, vocabulary), without gradients.
+        sharded: whether each process holds a part of the head, so that all must call it equally often.
+    """
+
+    states: Tensor
+    logits: Callable[[Tensor], Tensor]
+    sharded: bool = False
+
+
 @dataclass
 class Signals:
     """What one model showed for one batch.
@@ -120,6 +146,8 @@ class Signals:
     Attributes:
         logits: by the name the model gives them, (batch, classes) or (batch, tokens, classes); question answering has
             `start_logits` and `end_logits`, (batch, tokens).
+        top_logits: what a teacher on disk has in place of a language model's whole logits.
+        head_states: what a live language model shows in their place, if it is asked to.
         hidden_states: (batch, tokens, hidden), or (batch, tokens, teacher's hidden) behind a projection; the student's (batch,
             selected, hidden) where the teacher has only part of its states.
         selected_states: what a teacher on disk has in place of whole hidden states.
@@ -132,6 +160,8 @@ class Signals:
     selected_states: dict[HiddenState, SelectedState] = field(default_factory=dict)
     attention_scores: dict[AttentionScores, Tensor] = field(default_factory=dict)
     attention_vectors: dict[AttentionVectors, Tensor] = field(default_factory=dict)
+    top_logits: TopLogits | None = None
+    head_states: HeadStates | None = None
 
     def named_tensors(self) -> dict[str, Tensor]:
         """Every tensor by a name that a person can read."""
@@ -139,7 +169,16 @@ class Signals:
         scores = {key.name: tensor for key, tensor in self.attention_scores.items()}
         vectors = {key.name: tensor for key, tensor in self.attention_vectors.items()}
         selected = {key.name.rstrip("."): state.values for key, state in self.selected_states.items()}
-        return {**self.logits, **states, **selected, **vectors, **scores}
+        return {**self._predictions(), **states, **selected, **vectors, **scores}
+
+    def _predictions(self) -> dict[str, Tensor]:
+        named = dict(self.logits)
+        if self.top_logits is not None:
+            named["top_logits"] = self.top_logits.values
+            named |= {f"top_logits.rest.{temperature:g}": others for temperature, others in self.top_logits.rest.items()}
+        if self.head_states is not None:
+            named["head_states"] = self.head_states.states
+        return named
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Signals:
         """Every tensor through `move`: to a device, into pinned memory."""
@@ -149,6 +188,8 @@ class Signals:
             selected_states={key: state.moved(move) for key, state in self.selected_states.items()},
             attention_scores={key: move(tensor) for key, tensor in self.attention_scores.items()},
             attention_vectors={key: move(tensor) for key, tensor in self.attention_vectors.items()},
+            top_logits=None if self.top_logits is None else self.top_logits.moved(move),
+            head_states=None if self.head_states is None else replace(self.head_states, states=move(self.head_states.states)),
         )
 
 

@@ -20,6 +20,7 @@ from transformers.trainer_utils import TrainOutput
 from hf_compress.arguments import CompressionArguments
 from hf_compress.cached_teacher import ENTRY, CachedTeacher
 from hf_compress.callbacks import LayerDropCallback, offer_examples, take_flags
+from hf_compress.chunked_logits import ChunkSettings
 from hf_compress.console_log import show_log
 from hf_compress.distillation import Distillation
 from hf_compress.layers.checkpoint import refuse_other_layers
@@ -149,7 +150,8 @@ class DistillTrainer(Trainer):
             side = live_side(student, model, path, flags, self._losses, self.processing_class)
         source = side.source.to(self.args.device) if isinstance(side.source, LiveTeacher) else side.source
         label_name = self.label_names[0] if len(self.label_names) == 1 else "labels"
-        self.distillation = Distillation(student, side.losses, source, side.shape, self.processing_class, label_name)
+        chunks = ChunkSettings(flags.distill_logits_chunk_size, self.compute_loss_func is None and self.label_smoother is None)
+        self.distillation = Distillation(student, side.losses, source, side.shape, self.processing_class, label_name, chunks)
         if isinstance(source, CachedTeacher):
             source.cache.refuse_absent(self.distillation.whole_teacher_spec)
             data = self.train_dataset
@@ -232,7 +234,7 @@ class DistillTrainer(Trainer):
         labels = distillation.needs_labels and self.compute_loss_func is None and self.label_smoother is None
         with self.accelerator.autocast():  # the student's forward is under it as well
             signals = distillation.teacher_signals(inputs)
-        distillation.show(signals)
+        distillation.show(signals, inputs)
         outputs = model(**{name: value for name, value in inputs.items() if self._reaches_student(name, labels=labels)})
         self._watch.watch(signals, self.state.global_step)
         if self.state.global_step == 0:

@@ -21,13 +21,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     # what models show, and a teacher's of it on disk, which knows neither layers nor losses
     "selected_state": {"errors"},
-    "signals": {"errors", "selected_state"},
-    "cache": {"errors", "selected_state", "signals"},
+    "top_logits": set(),
+    "signals": {"errors", "selected_state", "top_logits"},
+    "cache": {"errors", "selected_state", "signals", "top_logits"},
     # layers; what models show, and what compares them
     "layers": {"errors"},
     "attention": {"errors"},
     "task": {"attention", "errors", "layers", "signals"},
-    "losses": {"errors", "layers", "signals", "task"},
+    "losses": {"errors", "layers", "signals", "task", "top_logits"},
     # the flags
     "argument_file": {"errors"},
     "argument_values": {"errors"},
@@ -43,7 +44,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training_arguments": {"arguments", "callbacks", "errors"},
     # what models show
     "capture": {"attention", "errors", "layers", "selected_state", "signals"},
-    "teacher": {"capture", "errors", "layers", "signals", "task"},
+    "prediction_head": {"errors", "layers"},
+    "chunked_logits": {"errors", "layers", "losses", "prediction_head", "signals", "task", "top_logits"},
+    "teacher": {"capture", "errors", "layers", "prediction_head", "signals", "task"},
     "teacher_checks": {"errors", "layers", "task"},
     "teacher_score": {"errors", "signals"},
     "cached_teacher": {"cache", "errors", "signals"},
@@ -88,7 +91,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "teacher_cache_run",
         "teacher_identity",
     },
-    "distillation": {"capture", "errors", "layers", "losses", "projections", "signals", "task"},
+    "distillation": {"capture", "chunked_logits", "errors", "layers", "losses", "projections", "signals", "task", "teacher"},
     # the trainers
     "trim_padding": {"errors"},
     "loss_log": {"errors", "signals"},
@@ -99,6 +102,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "arguments",
         "cached_teacher",
         "callbacks",
+        "chunked_logits",
         "console_log",
         "distillation",
         "errors",
