@@ -159,9 +159,9 @@ def test_padding_never_reaches_the_head() -> None:
     student, teacher = pair("bert-masked_lm")
     seen: list[int] = []
     model = copy.deepcopy(student)
-    model.get_output_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[:-1].numel()))
     distillation = Distillation(model.train(), [LogitsLoss()], LiveTeacher(teacher), ModelShape.of(teacher), chunks=ChunkSettings(6))
     distillation.start()
+    model.get_output_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[:-1].numel()))
     batch = batch_of(student)
     distillation.show(distillation.teacher_signals(batch), batch)
     model(**{name: batch[name] for name in ("input_ids", "attention_mask")})
