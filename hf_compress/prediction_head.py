@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,9 @@ from hf_compress.layers.stack import pretrained_model
 _SOFTCAP = "final_logit_softcapping"
 _FACTORS = ("logit_scale", "lm_head_multiplier")
 _DIVISORS = ("logits_scaling",)
+
+# The taps that are on a model now: a second one takes the place of the first, which would leave it one token.
+_ATTACHED: WeakKeyDictionary[nn.Module, HeadTap] = WeakKeyDictionary()
 
 OFF = "--distill_logits_chunk_size 0"
 
@@ -91,12 +95,20 @@ class HeadTap:
         self._waiting = False  # in a forward, before its head was called
         self._checked = False
         self._first: Tensor | None = None
+        if model in _ATTACHED:
+            _ATTACHED[model].remove()
         self._handles = [
             model.register_forward_pre_hook(self._begin),
             head.module.register_forward_pre_hook(self._enter),
             head.module.register_forward_hook(self._leave),
             model.register_forward_hook(self._finish),
         ]
+        _ATTACHED[model] = self
+
+    @property
+    def attached(self) -> bool:
+        """Whether the hooks are still on the model."""
+        return bool(self._handles)
 
     def remove(self) -> None:
         """Take the hooks off."""

@@ -95,7 +95,7 @@ class LiveTeacher:
         if self._tap is not None and not wanted:
             self._tap.remove()
             self._tap = None
-        if self._tap is None and wanted:
+        if wanted and (self._tap is None or not self._tap.attached):
             self._head = self._head or PredictionHead(self.model)
             self._tap = HeadTap(self.model, self._head, self._take, skip=True, only_in_training=False)
 

@@ -11,7 +11,7 @@ exactly those that the whole softmax gives them. The r of one temperature says n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,11 +25,13 @@ class TopLogits:
         values: (..., k), falling.
         ids: (..., k) int64, the words whose logits they are.
         rest: by temperature, (...,): the others as one logit. Empty where there are no others.
+        vocabulary: how many words there are in all.
     """
 
     values: Tensor
     ids: Tensor
-    rest: Mapping[float, Tensor] = field(default_factory=dict)
+    rest: Mapping[float, Tensor]
+    vocabulary: int
 
     @classmethod
     def of(cls, logits: Tensor, k: int, temperatures: Sequence[float]) -> TopLogits:
@@ -40,10 +42,10 @@ class TopLogits:
             k: how many, at least 1; the vocabulary's size or more keeps all.
             temperatures: at which the others are summed up.
         """
-        values, ids = logits.topk(min(k, logits.shape[-1]), -1)
-        if k >= logits.shape[-1]:
-            return cls(values, ids)
-        return cls(values, ids, {temperature: _others(logits, ids, temperature) * temperature for temperature in temperatures})
+        vocabulary = logits.shape[-1]
+        values, ids = logits.topk(min(k, vocabulary), -1)
+        wanted = temperatures if k < vocabulary else ()
+        return cls(values, ids, {temperature: _others(logits, ids, temperature) * temperature for temperature in wanted}, vocabulary)
 
     def narrowed(self, k: int) -> TopLogits:
         """The k largest of them; those that go are added to the rest."""
@@ -54,7 +56,7 @@ class TopLogits:
             temperature: torch.cat([going, others[..., None]], -1).div(temperature).logsumexp(-1) * temperature
             for temperature, others in self.rest.items()
         }
-        return TopLogits(self.values[..., :k], self.ids[..., :k], rest)
+        return TopLogits(self.values[..., :k], self.ids[..., :k], rest, self.vocabulary)
 
     def events(self, temperature: float) -> Tensor:
         """(..., k + 1) logits of the events, divided by the temperature; k where there are no others."""
@@ -77,7 +79,7 @@ class TopLogits:
         """
         k = self.values.shape[-1]
         taken = {temperature: others.flatten()[places] for temperature, others in self.rest.items()}
-        return TopLogits(self.values.reshape(-1, k)[places], self.ids.reshape(-1, k)[places], taken)
+        return replace(self, values=self.values.reshape(-1, k)[places], ids=self.ids.reshape(-1, k)[places], rest=taken)
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> TopLogits:
         """Every tensor through `move`."""

@@ -126,13 +126,12 @@ class LogitsLoss(Loss):
     def of_tokens(self, student: Tensor, teacher: Tensor | TopLogits) -> Tensor:
         """The comparison of a language model's tokens: (..., vocabulary), and the teacher's or what is kept of it, -> (...)."""
         student = full_precision(student)
+        words = teacher.vocabulary if isinstance(teacher, TopLogits) else teacher.shape[-1]
+        if student.shape[-1] != words:
+            raise LossError(f"The student's logits are of {student.shape[-1]} words and the teacher's of {words}: other vocabularies.")
         if isinstance(teacher, TopLogits):
-            teacher = teacher.moved(full_precision)
+            teacher = teacher.moved(lambda tensor: full_precision(tensor) if tensor.is_floating_point() else tensor)
             return self._classes(teacher.events_of(student, self.temperature), teacher.events(self.temperature))
-        if student.shape != teacher.shape:
-            raise LossError(
-                f"The student's logits are {tuple(student.shape)} and the teacher's {tuple(teacher.shape)}: other vocabularies."
-            )
         teacher = full_precision(teacher)
         if self.kind == "mse":
             return (student - teacher).pow(2).mean(-1)
