@@ -43,7 +43,7 @@ class PredictionHead:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        owner = pretrained_model(model)
+        owner: Any = pretrained_model(model)
         head = owner.get_output_embeddings()
         if not isinstance(head, nn.Module):
             raise LossError(
