@@ -151,6 +151,13 @@ class CompressionArguments(TeacherCacheArguments):
             "Into how many heads the relation losses (minilm, minilmv2) cut queries, keys and values; divides the width of both models."
         ),
     )
+    distill_logits_chunk_size: int | None = field(
+        default=None,
+        metadata=_flag(
+            "Language models: of how many tokens logits are compared at a time, so that those of a whole batch are never in memory; 0 "
+            "compares them whole. By default what fits 128 MiB, from vocabularies of 8,192 on."
+        ),
+    )
     trim_padding: bool | None = field(
         default=None, metadata=_flag("Cut each batch to its longest example (True or False; by default True in DistillTrainer).")
     )
@@ -305,17 +312,18 @@ class CompressionArguments(TeacherCacheArguments):
             ("distill_progressive_rate", 0.0, 1.0),
             ("distill_skip_heads", 0.0, 1.0),
             ("distill_relation_heads", 1.0, float("inf")),
+            ("distill_logits_chunk_size", 0.0, float("inf")),
         ):
             value = getattr(self, flag)
             if value is None:
                 continue
-            whole = flag in ("num_layers_to_drop", "distill_relation_heads")
+            whole = flag in ("num_layers_to_drop", "distill_relation_heads", "distill_logits_chunk_size")
             try:
                 number = float(value)
             except (TypeError, ValueError):
                 raise ArgumentError(f"--{flag} is {value!r}; expected a number.") from None
             if whole and (number < low or number != int(number)):
-                raise ArgumentError(f"--{flag} is {value}; expected a whole number of at least 1.")
+                raise ArgumentError(f"--{flag} is {value}; expected a whole number of at least {low:g}.")
             if not whole and not low < number < high:
                 limits = f"between {low:g} and {high:g}" if high < float("inf") else f"above {low:g}"
                 raise ArgumentError(f"--{flag} is {value}; expected a number {limits}.")

@@ -53,6 +53,13 @@ class TeacherCacheArguments:
             "0,2,5-8; 0 is the embedding output."
         ),
     )
+    teacher_cache_logits_top_k: int | None = field(
+        default=None,
+        metadata=_flag(
+            "Language models: how many of each token's logits to store, the largest, as in 64; what all others add up to is stored as one. "
+            "By default all, which is as many as the vocabulary has words. In a later run: how many to read of what is stored."
+        ),
+    )
     teacher_cache_miss: str | None = field(
         default=None,
         metadata=_flag(
@@ -145,6 +152,8 @@ class TeacherCacheArguments:
             value = getattr(self, flag)
             if value is not None:
                 one_of(value, known, flag=flag)
+        if self.teacher_cache_logits_top_k is not None:
+            self.teacher_cache_logits_top_k = _whole_number(self.teacher_cache_logits_top_k, flag="teacher_cache_logits_top_k")
         details = [flag for flag in _CHOICES if flag.startswith("hsk_") and getattr(self, flag) is not None]
         if self.cache_budget is not None:
             chosen = [name for name in ("hidden_states_selection", *details, "teacher_cache_layers") if getattr(self, name) is not None]
@@ -157,6 +166,7 @@ class TeacherCacheArguments:
         for flag in (
             "teacher_cache_dtype",
             "teacher_cache_layers",
+            "teacher_cache_logits_top_k",
             "teacher_cache_budget",
             "teacher_cache_miss",
             "hidden_states_selection",
@@ -182,3 +192,10 @@ class TeacherCacheArguments:
         _ = self.selection
         if self.teacher_cache_layers not in (None, "all"):
             layer_numbers(self.teacher_cache_layers, flag="teacher_cache_layers", lowest=0)
+
+
+def _whole_number(value: object, *, flag: str) -> int:
+    """A number from 1 up; a file may give it as text."""
+    if isinstance(value, bool) or not str(value).isdigit() or int(str(value)) < 1:
+        raise ArgumentError(f"--{flag} is {value!r}; expected a whole number of at least 1.")
+    return int(str(value))

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_compress.capture import Capture
+from hf_compress.chunked_logits import ChunkedLogits, ChunkSettings
 from hf_compress.errors import LossError, TeacherError
 from hf_compress.layers.stack import find_stacks, pretrained_model
 from hf_compress.losses.labels import LabelsLoss
+from hf_compress.losses.logits import LogitsLoss
 from hf_compress.losses.loss import Loss, Phase, Projection
 from hf_compress.losses.reduction import Batch, BatchReader
 from hf_compress.progressive import losses_within
@@ -27,7 +29,9 @@ from hf_compress.projections import Projections
 from hf_compress.several_teachers import (
     asked_of_student,
     asked_of_teacher,
+    before_the_head,
     chosen_tokens,
+    members_of,
     positions_in,
     projections_of,
     shown_to,
@@ -35,6 +39,7 @@ from hf_compress.several_teachers import (
 )
 from hf_compress.signals import Signals, SignalSource, SignalSpec
 from hf_compress.task import ModelShape
+from hf_compress.teacher import LiveTeacher
 
 
 class Distillation:
@@ -47,6 +52,7 @@ class Distillation:
         teacher_shapes: the teacher's sizes; those of several by their numbers, None standing for the only one.
         tokenizer: for padding and separator tokens.
         label_name: the column that holds the labels.
+        chunks: how language models' predictions are compared.
 
     Attributes:
         progress: how much of the training, or of its phase, is done: 0 in the first step, 1 in the last. The trainer sets it.
@@ -63,6 +69,7 @@ class Distillation:
         teacher_shapes: Mapping[int | None, ModelShape],
         tokenizer: Any = None,
         label_name: str = "labels",
+        chunks: ChunkSettings | None = None,
     ) -> None:
         shape = ModelShape.of(student)
         for loss in losses:
@@ -84,6 +91,9 @@ class Distillation:
         self.projections = Projections.attach(student, _projections(self.losses))
         self.reader = _reader(student, shape, tokenizer, label_name, self.losses)
         self._student_capture: Capture | None = None
+        self._chunks = chunks or ChunkSettings()
+        self._chunk_size = self._chunks.tokens(student)
+        self._chunked: ChunkedLogits | None = None
         self.active = self.losses
 
     def losses_in(self, phase: Phase, layers: tuple[int, int] | None = None) -> tuple[Loss, ...]:
@@ -107,13 +117,32 @@ class Distillation:
         for name, projection in self.projections.items():  # one that no loss uses now must neither decay nor be waited for
             projection.requires_grad_(any(name in projections_of(loss) for loss in self.active))
         self._student_capture = Capture(self.student, spec, project=self.projections.project)
+        self._start_chunks()
         self.units = tuple(sorted({unit_of(loss) for loss in self.active}))
+
+    def _start_chunks(self) -> None:
+        """Let a language model's predictions be compared some tokens at a time."""
+        if self._chunked is not None:
+            self._chunked.remove()
+            self._chunked = None
+        losses = [loss for loss in self.active if isinstance(loss, LogitsLoss)]
+        if not self._chunk_size or not losses:
+            return
+        labels = any(isinstance(loss, LabelsLoss) for loss in self.active)
+        self._chunked = ChunkedLogits(
+            self.student, losses, labels=labels, chunk_size=self._chunk_size, own_label_loss=self._chunks.own_label_loss
+        )
+        live = [number for number, member in members_of(self.teacher).items() if isinstance(member, LiveTeacher)]
+        self.teacher_spec = before_the_head(self.teacher_spec, live)  # they need not make whole logits either
 
     def stop(self) -> None:
         """Take the hooks off both models: what was trained is a plain model again."""
         if self._student_capture is not None:
             self._student_capture.remove()
             self._student_capture = None
+        if self._chunked is not None:
+            self._chunked.remove()
+            self._chunked = None
         if self.teacher is not None:
             self.teacher.close()
 
@@ -132,8 +161,8 @@ class Distillation:
 
     @property
     def needs_labels(self) -> bool:
-        """Whether a loss of this phase reads labels; others never reach the student."""
-        return any(isinstance(loss, LabelsLoss) for loss in self.active)
+        """Whether the student must be given the labels: a loss of this phase reads what the model itself makes of them."""
+        return any(isinstance(loss, LabelsLoss) for loss in self.active) and not (self._chunked and self._chunked.takes_labels)
 
     @property
     def needs_teacher(self) -> bool:
@@ -154,9 +183,11 @@ class Distillation:
             return Signals()
         return self.teacher.signals(inputs, self.teacher_spec)
 
-    def show(self, teacher: Signals) -> None:
-        """Tell the student's hooks at which tokens the teacher has states; before its forward."""
+    def show(self, teacher: Signals, inputs: Mapping[str, Any]) -> None:
+        """Tell the student's hooks at which tokens the teacher has states, and what it predicts; before the student's forward."""
         assert self._student_capture is not None
+        if self._chunked is not None:
+            self._chunked.show(self._read(inputs, teacher), teacher)
         self._student_capture.positions = positions_in(teacher)
 
     @property
@@ -195,7 +226,10 @@ class Distillation:
         student = self._student_capture.signals(outputs)
         parts: dict[str, tuple[Tensor, float]] = {}
         for loss in self.active:
-            if isinstance(loss, LabelsLoss):
+            summed = None if self._chunked is None else self._chunked.total(loss, outputs)
+            if summed is not None:
+                total = summed
+            elif isinstance(loss, LabelsLoss):
                 total = loss.of_mean(labels_mean(outputs, batch.count(loss.unit)), batch)
             else:
                 total = loss(shown_to(loss, student), teacher.of_teacher(loss.teacher), batch)

@@ -66,7 +66,7 @@ class FiniteWatch:
 
     def _look(self, signals: Signals, step: int, whose: str = "") -> None:
         # Attention scores are the largest tensors of a step, and what is wrong in them is wrong in all that follows.
-        light = Signals(signals.logits, signals.hidden_states)
+        light = Signals(signals.logits, signals.hidden_states, top_logits=signals.top_logits, head_states=signals.head_states)
         deepest = max((key.layer for key in signals.hidden_states), default=0)
         shallow = {key.name.rstrip(".") for key in signals.hidden_states if key.layer < deepest}
         for name, tensor in (light.named_tensors() or signals.named_tensors()).items():

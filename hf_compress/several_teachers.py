@@ -13,7 +13,7 @@ errors the same holds of the teachers' mean state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -72,6 +72,15 @@ def reading_all(source: SignalSource | None, collator: Callable[[list[Any]], Any
         if number is None or number in spec.teachers:
             collator = member.reading(collator, spec.of_teacher(number))
     return collator
+
+
+def before_the_head(spec: SignalSpec, numbers: Iterable[int | None]) -> SignalSpec:
+    """What is asked, with what the head reads in place of whole logits, of the teachers of these numbers; None is the only one."""
+    wanted = set(numbers)
+    if None in wanted:
+        return replace(spec, logits=False, head_states=True) if spec.logits else spec
+    asked = {each: before_the_head(own, [None]) if each in wanted else own for each, own in spec.teachers.items()}
+    return replace(spec, teachers=asked)
 
 
 # --- the student's side: what a loss of one teacher calls X is the student's X for that teacher ---

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hf_compress.selected_state import SelectedState
+from hf_compress.top_logits import TopLogits
 
 
 @dataclass(frozen=True, order=True)
@@ -90,13 +91,19 @@ Signal = HiddenState | AttentionScores | AttentionVectors
 class SignalSpec:
     """What is asked for; specs are joined with `|`.
 
-    Where there are several teachers, `teachers` has what is asked of each, by its number, and nothing else is asked.
+    Attributes:
+        logits: the predictions.
+        temperatures: at which they are compared; a teacher on disk may hold parts of them that are of one temperature.
+        head_states: in place of a language model's logits, what its head reads, of which they are made where they are needed.
+        teachers: where there are several, what is asked of each, by its number; nothing else is asked then.
     """
 
     logits: bool = False
     hidden_states: frozenset[HiddenState] = frozenset()
     attention_scores: frozenset[AttentionScores] = frozenset()
     attention_vectors: frozenset[AttentionVectors] = frozenset()
+    temperatures: frozenset[float] = frozenset()
+    head_states: bool = False
     teachers: Mapping[int, SignalSpec] = field(default_factory=dict, hash=False)
 
     def __or__(self, other: SignalSpec) -> SignalSpec:
@@ -105,6 +112,8 @@ class SignalSpec:
             self.hidden_states | other.hidden_states,
             self.attention_scores | other.attention_scores,
             self.attention_vectors | other.attention_vectors,
+            self.temperatures | other.temperatures,
+            self.head_states or other.head_states,
             {number: self.of_teacher(number) | other.of_teacher(number) for number in sorted({*self.teachers, *other.teachers})},
         )
 
@@ -127,6 +136,21 @@ class SignalSpec:
 LOGITS = ("logits", "start_logits", "end_logits")
 
 
+@dataclass(frozen=True)
+class HeadStates:
+    """What a language model's head reads, and the head.
+
+    Attributes:
+        states: (batch, tokens, width).
+        logits: (n, width) -> (n, vocabulary), without gradients.
+        sharded: whether each process holds a part of the head, so that all must call it equally often.
+    """
+
+    states: Tensor
+    logits: Callable[[Tensor], Tensor]
+    sharded: bool = False
+
+
 @dataclass
 class Signals:
     """What one model showed for one batch.
@@ -134,6 +158,8 @@ class Signals:
     Attributes:
         logits: by the name the model gives them, (batch, classes) or (batch, tokens, classes); question answering has
             `start_logits` and `end_logits`, (batch, tokens).
+        top_logits: what a teacher on disk has in place of a language model's whole logits.
+        head_states: what a live language model shows in their place, if it is asked to.
         hidden_states: (batch, tokens, hidden), or (batch, tokens, teacher's hidden) behind a projection; the student's (batch,
             selected, hidden) where the teacher has only part of its states.
         selected_states: what a teacher on disk has in place of whole hidden states.
@@ -149,6 +175,8 @@ class Signals:
     attention_scores: dict[AttentionScores, Tensor] = field(default_factory=dict)
     attention_vectors: dict[AttentionVectors, Tensor] = field(default_factory=dict)
     scales: dict[HiddenState, Tensor] = field(default_factory=dict)
+    top_logits: TopLogits | None = None
+    head_states: HeadStates | None = None
     teachers: dict[int, Signals] = field(default_factory=dict)
 
     def of_teacher(self, number: int | None) -> Signals:
@@ -161,7 +189,16 @@ class Signals:
         scores = {key.name: tensor for key, tensor in self.attention_scores.items()}
         vectors = {key.name: tensor for key, tensor in self.attention_vectors.items()}
         selected = {key.name.rstrip("."): state.values for key, state in self.selected_states.items()}
-        return {**self.logits, **states, **selected, **vectors, **scores}
+        return {**self._predictions(), **states, **selected, **vectors, **scores}
+
+    def _predictions(self) -> dict[str, Tensor]:
+        named = dict(self.logits)
+        if self.top_logits is not None:
+            named["top_logits"] = self.top_logits.values
+            named |= {f"top_logits.rest.{temperature:g}": others for temperature, others in self.top_logits.rest.items()}
+        if self.head_states is not None:
+            named["head_states"] = self.head_states.states
+        return named
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Signals:
         """Every tensor through `move`: to a device, into pinned memory."""
@@ -172,6 +209,8 @@ class Signals:
             attention_scores={key: move(tensor) for key, tensor in self.attention_scores.items()},
             attention_vectors={key: move(tensor) for key, tensor in self.attention_vectors.items()},
             scales={key: move(tensor) for key, tensor in self.scales.items()},
+            top_logits=None if self.top_logits is None else self.top_logits.moved(move),
+            head_states=None if self.head_states is None else replace(self.head_states, states=move(self.head_states.states)),
             teachers={number: each.moved(move) for number, each in self.teachers.items()},
         )
 

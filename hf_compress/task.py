@@ -107,6 +107,8 @@ class ModelShape:
     shows_attention_vectors: bool = True
     problem_type: str | None = None
     main_input: str = "input_ids"
+    # A teacher on disk: it has so many of each token's logits only; 0 where it has all.
+    top_logits: int = 0
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelShape:

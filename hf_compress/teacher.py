@@ -18,7 +18,8 @@ from hf_compress.errors import TeacherError
 from hf_compress.layers.adapter_base import base_class, base_of, holds_adapter, load_with_adapters
 from hf_compress.layers.stack import unwrap
 from hf_compress.layers.zero import is_split, loaded_whole
-from hf_compress.signals import Signals, SignalSpec
+from hf_compress.prediction_head import HeadTap, PredictionHead
+from hf_compress.signals import HeadStates, Signals, SignalSpec
 from hf_compress.task import Kind, auto_class_name, kind_of, kind_of_classes
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,9 @@ class LiveTeacher:
         self.columns = input_columns(model)
         self._order = None if label_order is None else torch.tensor(label_order)
         self._capture: Capture | None = None
+        self._head: PredictionHead | None = None
+        self._tap: HeadTap | None = None
+        self._read_by_head: Tensor | None = None
 
     def to(self, device: torch.device) -> LiveTeacher:
         """Move the model there."""
@@ -62,6 +66,7 @@ class LiveTeacher:
         """Take the hooks off the model; the next call of `signals` puts them on again."""
         if self._capture is not None:
             self._capture.remove()
+        self._hook_head(False)
 
     def signals(self, inputs: Mapping[str, Tensor], spec: SignalSpec) -> Signals:
         """Ask the teacher.
@@ -69,16 +74,35 @@ class LiveTeacher:
         Args:
             inputs: a batch; columns that the teacher does not know are left out.
             spec: the layers to show; hooks stay on the model until another spec comes, or `close`.
+
+        Raises:
+            LossError: `head_states` are asked for, and the model's head cannot be called by itself.
         """
         if self._capture is None or self._capture.spec != spec or not self._capture.attached:
             self._capture = Capture(self.model, spec, only_in_training=False)
+        self._hook_head(spec.head_states)
         self.model.eval()  # whoever holds the model may have called train()
         with torch.no_grad():
             outputs: Mapping[str, Any] = self.model(**{name: value for name, value in inputs.items() if name in self.columns})
         signals = self._capture.signals(outputs)
+        if spec.head_states:
+            assert self._read_by_head is not None and self._head is not None
+            signals.head_states = HeadStates(self._read_by_head, torch.no_grad()(self._head.logits), self._head.sharded)
+            self._read_by_head = None
         if self._order is not None and "logits" in signals.logits:
             signals.logits["logits"] = signals.logits["logits"].index_select(-1, self._order)
         return signals
+
+    def _hook_head(self, wanted: bool) -> None:
+        if self._tap is not None and not wanted:
+            self._tap.remove()
+            self._tap = None
+        if wanted and (self._tap is None or not self._tap.attached):
+            self._head = self._head or PredictionHead(self.model)
+            self._tap = HeadTap(self.model, self._head, self._take, skip=True, only_in_training=False)
+
+    def _take(self, hidden: Tensor) -> None:
+        self._read_by_head = hidden
 
 
 def input_columns(model: nn.Module) -> frozenset[str]:

@@ -18,6 +18,7 @@ from hf_compress.cache.build import CacheBuilder, CacheContents, Processes
 from hf_compress.cache.estimate import TeacherSizes
 from hf_compress.cache.examples import Examples
 from hf_compress.cache.manifest import Manifest
+from hf_compress.cache.predictions import TopK
 from hf_compress.cache.price import readable
 from hf_compress.cache.reader import TeacherCache
 from hf_compress.cache.selection import Selection
@@ -58,7 +59,7 @@ def training_data(trainer: Any) -> tuple[Any, Callable[[list[Any]], Any]]:
     return dataset, trainer._get_collator_with_removed_columns(trainer.data_collator, description="training")
 
 
-def teacher_run(teacher: LiveTeacher, spec: SignalSpec, selection: Selection, accelerator: Any) -> TeacherRun:
+def teacher_run(teacher: LiveTeacher, spec: SignalSpec, selection: Selection, accelerator: Any, top: TopK | None = None) -> TeacherRun:
     """A live teacher as a cache is filled from it.
 
     Args:
@@ -66,6 +67,7 @@ def teacher_run(teacher: LiveTeacher, spec: SignalSpec, selection: Selection, ac
         spec: the signals to store.
         selection: what is kept of hidden states.
         accelerator: the trainer's.
+        top: how much of a language model's logits is stored; None for all.
     """
     stacks = find_stacks(teacher.model)
     return TeacherRun(
@@ -76,6 +78,7 @@ def teacher_run(teacher: LiveTeacher, spec: SignalSpec, selection: Selection, ac
         forward_context=accelerator.autocast,
         ranks=ModelShape.of(teacher.model).shows_attention_scores,
         summary_last=frozenset(stack for stack, found in stacks.items() if found.summary_token == "last"),
+        top=top,
     )
 
 
@@ -119,9 +122,13 @@ def build_for_run(
     refuse_several_stacks(shape)
     sizes = stack_sizes(shape)
     selection, codec = flags.selection or Selection.everything(), flags.codec
+    logits = logits_shapes(model) if spec.logits else {}
+    top = None
+    if flags.teacher_cache_logits_top_k is not None:
+        top = TopK.asked_for(flags.teacher_cache_logits_top_k, logits["logits"][-1], spec.temperatures)
     if flags.teacher_cache_budget is not None:
         whole = teacher_run(teacher, spec, Selection.everything(), accelerator)
-        known = TeacherSizes(sizes, logits_shapes(model) if spec.logits else {}, whole.ranks)
+        known = TeacherSizes(sizes, logits, whole.ranks, top)
         kept = kept_within_budget(flags, asked, whole, examples, known, accelerator, progress=progress)
         selection, codec, spec = kept.selection, kept.codec, kept.spec
         distillation = {**distillation, "selected": True, "budget": kept.record}
@@ -132,14 +139,14 @@ def build_for_run(
         more = flags.stored_layers(shape.stacks[stack].num_layers)
         spec = spec | SignalSpec(hidden_states=frozenset(HiddenState(stack, layer) for layer in more))
     mixed = getattr(accelerator, "mixed_precision", "no")
-    run = teacher_run(teacher, spec, selection, accelerator)
+    run = teacher_run(teacher, spec, selection, accelerator, top)
     contents = CacheContents(
         teacher=identity_of(model, name, None if mixed == "no" else mixed, scores),
         tokenizer=tokenizer_hash(tokenizer),
         codec=codec,
         distillation=distillation,
         sizes=sizes,
-        logits=logits_shapes(model) if spec.logits else {},
+        logits=logits,
         version=__version__,
     )
     processes = Processes(accelerator.process_index, accelerator.num_processes, joined)

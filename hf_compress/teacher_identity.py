@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_compress.cache.fields import stored_signals, vector_shapes
 from hf_compress.cache.hub_address import is_hub_address
 from hf_compress.cache.manifest import MANIFEST_FILE, Manifest, TeacherIdentity
+from hf_compress.cache.predictions import TopK
 from hf_compress.cache.select import keeps_whole_states
 from hf_compress.cache.selection import Selection
 from hf_compress.cache.stack_sizes import StackSizes
@@ -114,7 +115,9 @@ def shape_of(manifest: Manifest, selection: Selection) -> ModelShape:
     stacks = {name: _stack(size, vectors.get(name, {}), part) for name, size in teacher.stacks.items()}
     spec = stored_signals([column.name for column in manifest.columns])
     kind = kind_of_classes((teacher.model_class,))
-    return ModelShape(teacher.model_class, kind, stacks, bool(spec.attention_scores), bool(spec.attention_vectors))
+    top = TopK.of(manifest.columns)
+    shows = bool(spec.attention_scores), bool(spec.attention_vectors)
+    return ModelShape(teacher.model_class, kind, stacks, *shows, top_logits=0 if top is None else top.k)
 
 
 def _stack(size: Mapping[str, int], vectors: Mapping[VectorKind, tuple[int, int]], selected: bool) -> Stack:

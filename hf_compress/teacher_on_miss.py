@@ -74,7 +74,7 @@ def ask_when_missing(
             with torch.random.fork_rng(devices=[]):  # the student's dropout shall not hang on when an example is missing
                 model = load_teacher(path, kind, revision=flags.teacher_revision, dtype=own, needs_logits=had_head(cache.manifest))
             refuse_mismatch(cache.manifest, {"teacher.weights": weights_hash(model.state_dict().items())}, "in another folder")
-        return teacher_run(LiveTeacher(model).to(accelerator.device), cache.spec, cache.stored.selection, accelerator)
+        return teacher_run(LiveTeacher(model).to(accelerator.device), cache.spec, cache.stored.selection, accelerator, cache.top)
 
     known = len(dataset) if hasattr(dataset, "__len__") else None
     source.missing = MissingExamples(cache, HowToAsk(load, special_ids_of(tokenizer), source.pad_token_id, known))

@@ -19,7 +19,7 @@ from hf_compress.cache.reader import TeacherCache
 from hf_compress.cache.select import keeps_whole_states
 from hf_compress.cache.selection import Selection
 from hf_compress.cached_teacher import CachedTeacher
-from hf_compress.errors import CacheError, LossError, TeacherError
+from hf_compress.errors import ArgumentError, CacheError, LossError, TeacherError
 from hf_compress.layers.layer_map import LayerMap
 from hf_compress.layers.stack import pretrained_model, unwrap
 from hf_compress.losses.attention_scores import AttentionScoresLoss
@@ -115,6 +115,8 @@ def live_side(
     if selection is not None:
         signals_within(student, model, flags, losses, selection)  # a loss that needs the states whole says so before they are stored
         chosen = with_selection(chosen, selection, ModelShape.of(student), shape)
+    if flags.teacher_cache_logits_top_k is not None:
+        shape = _with_top_logits(shape, chosen, flags.teacher_cache_logits_top_k)  # losses that need all of them say so
     return TeacherSide(LiveTeacher(model, label_order=order), shape, chosen)
 
 
@@ -143,6 +145,8 @@ def cached_side(
     refuse_split(teacher)
     cache = TeacherCache(flags.teacher_cache_dir, selection=flags.selection)
     manifest = cache.manifest
+    if flags.teacher_cache_logits_top_k is not None:
+        cache.keep_top(flags.teacher_cache_logits_top_k)
     if flags.teacher_cache_dtype is not None:
         refuse_mismatch(manifest, {"selection.codec": flags.codec}, "in another folder (--teacher_cache_dir), with the teacher")
     if not known:
@@ -266,6 +270,16 @@ def recipe_of(flags: CompressionArguments, stored: Mapping[str, Any]) -> list[Lo
         skip_heads=settings.distill_skip_heads,
         relation_heads=settings.distill_relation_heads,
     )
+
+
+def _with_top_logits(teacher: ModelShape, losses: Sequence[Loss], k: int) -> ModelShape:
+    """The shape of a teacher that will have the k largest logits of each token on disk."""
+    if teacher.kind not in ("causal_lm", "masked_lm") or not _compare_logits(losses):
+        found = f"the teacher is a {teacher.name}" if _compare_logits(losses) else "no loss compares logits"
+        raise ArgumentError(
+            f"--teacher_cache_logits_top_k {k} is about the logits of a causal or masked language model, and {found}: leave it out."
+        )
+    return replace(teacher, top_logits=k)
 
 
 def _compare_logits(losses: Sequence[Loss]) -> bool:

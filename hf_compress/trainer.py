@@ -22,6 +22,7 @@ from hf_compress.arguments import CompressionArguments
 from hf_compress.cached_teacher import ENTRY
 from hf_compress.callbacks import drop_again, offer_examples, take_flags
 from hf_compress.card.facts import complete_card_of
+from hf_compress.chunked_logits import ChunkSettings
 from hf_compress.console_log import show_log
 from hf_compress.distillation import Distillation
 from hf_compress.given_teachers import GivenTeacher, Teacher, given_teachers, lessons, score_teachers
@@ -138,7 +139,8 @@ class DistillTrainer(Trainer):
         check_flags(flags, losses_given=self._losses is not None, teacher_given=handed_over)
         taught = lessons(self._teachers, student, self.processing_class, self.args.device)
         label_name = self.label_names[0] if len(self.label_names) == 1 else "labels"
-        self.distillation = Distillation(student, taught.losses, taught.source, taught.shapes, self.processing_class, label_name)
+        chunks = ChunkSettings(flags.distill_logits_chunk_size, self.compute_loss_func is None and self.label_smoother is None)
+        self.distillation = Distillation(student, taught.losses, taught.source, taught.shapes, self.processing_class, label_name, chunks)
         asked, stored = self.distillation.whole_teacher_spec, stored_members(taught.source)
         for each in self._teachers:
             if (source := stored.get(each.number)) is not None:
@@ -238,7 +240,7 @@ class DistillTrainer(Trainer):
         labels = distillation.needs_labels and self.compute_loss_func is None and self.label_smoother is None
         with self.accelerator.autocast():  # the student's forward is under it as well
             signals = distillation.teacher_signals(inputs)
-        distillation.show(signals)
+        distillation.show(signals, inputs)
         outputs = model(**{name: value for name, value in inputs.items() if self._reaches_student(name, labels=labels)})
         self._watch.watch(signals, self.state.global_step)
         if self.state.global_step == 0:

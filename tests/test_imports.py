@@ -23,13 +23,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "agreement": {"errors"},
     # what models show, and a teacher's of it on disk, which knows neither layers nor losses
     "selected_state": set(),
-    "signals": {"selected_state"},
-    "cache": {"agreement", "errors", "selected_state", "signals"},
+    "top_logits": set(),
+    "signals": {"selected_state", "top_logits"},
+    "cache": {"agreement", "errors", "selected_state", "signals", "top_logits"},
     # layers; what models show, and what compares them
     "layers": {"agreement", "errors"},
     "attention": {"errors"},
     "task": {"attention", "layers", "signals"},
-    "losses": {"errors", "layers", "signals", "task"},
+    "losses": {"errors", "layers", "signals", "task", "top_logits"},
     "fsdp": {"errors"},
     # the flags
     "argument_file": {"errors"},
@@ -48,7 +49,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training_arguments": {"arguments", "callbacks", "deepspeed_configs"},
     # what models show
     "capture": {"attention", "errors", "layers", "selected_state", "signals"},
-    "teacher": {"capture", "errors", "layers", "signals", "task"},
+    "prediction_head": {"errors", "layers"},
+    "chunked_logits": {"errors", "layers", "losses", "prediction_head", "signals", "task", "top_logits"},
+    "teacher": {"capture", "errors", "layers", "prediction_head", "signals", "task"},
     "teacher_checks": {"errors", "layers", "task"},
     "packed_signals": {"signals"},
     "cached_teacher": {"cache", "packed_signals", "signals"},
@@ -88,9 +91,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "teacher_on_miss": {"arguments", "cache", "cached_teacher", "errors", "task", "teacher", "teacher_cache_run", "teacher_identity"},
     "several_teachers": {"cached_teacher", "losses", "signals"},
     "progressive": {"arguments", "errors", "layers", "losses"},
-    "distillation": {"capture", "errors", "layers", "losses", "progressive", "projections", "several_teachers", "signals", "task"},
+    "distillation": {
+        "capture",
+        "chunked_logits",
+        "errors",
+        "layers",
+        "losses",
+        "progressive",
+        "projections",
+        "several_teachers",
+        "signals",
+        "task",
+        "teacher",
+    },
     # the trainers
     "without_weights": {"errors", "students"},
+    # the trainers
     # the trainers
     # the trainers
     "trim_padding": set(),
@@ -155,6 +171,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "cached_teacher",
         "callbacks",
         "card",
+        "chunked_logits",
         "console_log",
         "distillation",
         "given_teachers",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from hf_compress.cache.codec import decode
 from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.fields import field_of
 from hf_compress.cache.key import Canonical
+from hf_compress.cache.predictions import HIGH_IDS, IDS, read_top_logits, rest_column
 from hf_compress.cache.select import keeps_whole_states, nobody, reduce_width
 from hf_compress.cache.selection import Selection
 from hf_compress.cache.shard import Column
@@ -24,6 +25,7 @@ from hf_compress.cache.tokens import choose_tokens
 from hf_compress.cache.widths import unpack_mask
 from hf_compress.selected_state import AllDimensions, KeptEntries, SelectedState, SharedDimensions, Space, Subspace, at_positions
 from hf_compress.signals import AttentionScores, AttentionVectors, HiddenState, Signals, SignalSpec
+from hf_compress.top_logits import TopLogits
 
 Record = Mapping[str, npt.NDArray[Any]]
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
@@ -53,6 +55,7 @@ class Assembler:
         codec: of the cache.
         stored_spaces, wanted_spaces: by field, the dimensions that all tokens share.
         hidden_sizes: the teacher's, by stack.
+        vocabulary: its number of words.
     """
 
     def __init__(
@@ -64,10 +67,13 @@ class Assembler:
         stored_spaces: Mapping[str, Space],
         wanted_spaces: Mapping[str, Space],
         hidden_sizes: Mapping[str, int],
+        vocabulary: int = 0,
     ) -> None:
         self.columns, self.stored, self.wanted, self.codec = columns, stored, wanted, codec
         self.stored_spaces, self.wanted_spaces, self.hidden_sizes = stored_spaces, wanted_spaces, hidden_sizes
+        self.vocabulary = vocabulary
         self.label_order: Tensor | None = None  # as in `LiveTeacher`
+        self.top_k: int | None = None  # of a language model's logits, where fewer are wanted than are stored
 
     def room(self, batch: Canonical, spec: SignalSpec) -> BatchRoom:
         """Room for the values of whole states, which are most of what such a batch reads."""
@@ -99,7 +105,9 @@ class Assembler:
         """
         signals = Signals()
         copied = {} if room is None else room.columns
-        if spec.logits:
+        if spec.logits and IDS in self.columns:
+            signals.top_logits = self._top_logits(records, batch, spec.temperatures)
+        elif spec.logits:
             for name in ("logits", "start_logits", "end_logits"):
                 if f"{name}.values" in self.columns:
                     signals.logits[name] = self._logits(name, records, batch)
@@ -126,6 +134,13 @@ class Assembler:
         else:
             logits = torch.from_numpy(np.concatenate([record[column] for record in records]))
         return logits if self.label_order is None or name != "logits" else logits.index_select(-1, self.label_order)
+
+    def _top_logits(self, records: Sequence[Record], batch: Canonical, temperatures: Collection[float]) -> TopLogits:
+        """Of a language model; fewer of them where fewer are wanted."""
+        wanted = {IDS, HIGH_IDS, *map(rest_column, temperatures)}
+        parts = {name: self._padded(name, records, batch) for name in self.columns if name in wanted}
+        top = read_top_logits(parts, self._dense("logits", records, batch, None).float(), temperatures, self.vocabulary)
+        return top if self.top_k is None else top.narrowed(self.top_k)
 
     def _state(self, key: HiddenState, records: Sequence[Record], batch: Canonical, copied: Mapping[str, Tensor]) -> Tensor | SelectedState:
         name = field_of(key)

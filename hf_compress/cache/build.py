@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -204,6 +204,7 @@ class CacheBuilder:
                 "hidden_states": sorted(field_of(key) for key in spec.hidden_states),
                 "attention_scores": sorted(field_of(key) for key in spec.attention_scores),
                 "attention_vectors": sorted(field_of(key) for key in spec.attention_vectors),
+                **({} if self.run.top is None else {"top_logits": asdict(self.run.top)}),
             },
             distillation=self.contents.distillation,
             plan=plan,

@@ -1,7 +1,7 @@
 """A smaller cache out of a larger one, without the teacher.
 
     record --read as the smaller selection--> selected states --encode--> record of the smaller cache
-           ----- logits, attention scores, vectors as they are ------>
+           ----- logits (or the largest), attention scores, vectors as they are ------>
 
 A cache that holds everything in float32 gives the records that a build from the teacher would have given. What was stored coarser stays
 as coarse: no view is better than what it is read from. The new cache appears whole or not at all.
@@ -32,6 +32,7 @@ from hf_compress.cache.index import write_index
 from hf_compress.cache.key import Canonical, Keys
 from hf_compress.cache.manifest import INDEX_FILE, SHARED_FILE, Manifest
 from hf_compress.cache.plan import fills_a_shard
+from hf_compress.cache.predictions import VALUES, TopK
 from hf_compress.cache.price import OFFSET_BYTES, RECORD_BYTES
 from hf_compress.cache.reader import TeacherCache
 from hf_compress.cache.selection import Depth, Selection
@@ -41,6 +42,7 @@ from hf_compress.cache.spaces import write_spaces
 from hf_compress.errors import ArgumentError, CacheError
 from hf_compress.selected_state import AllDimensions, KeptEntries, SelectedState, Space
 from hf_compress.signals import HiddenState, Signals, SignalSpec
+from hf_compress.top_logits import TopLogits
 
 # Records read together where the lengths of examples are not known: only some of their tokens are stored, so they are small.
 FEW_RECORDS = 64
@@ -55,6 +57,7 @@ class View:
         codec: number format; None for the larger cache's.
         num_student_layers: where the depth's scheme needs it, see `layers_of_view`.
         attention_scores: whether those that are stored are kept, and vectors.
+        top: how much of a language model's logits; None for what the larger cache has of them.
         version: of hf_compress, for the manifest.
     """
 
@@ -63,6 +66,7 @@ class View:
     codec: CodecName | None = None
     num_student_layers: int | None = None
     attention_scores: bool = True
+    top: TopK | None = None
 
 
 def copy_view(folder: Path, smaller: Path, view: View, progress: Callable[[int], object] | None = None) -> Manifest:
@@ -156,6 +160,8 @@ class _Source(TeacherCache):
             self.spec.attention_vectors if view.attention_scores else frozenset(),
         )
         self.spaces: dict[str, Space] = {}  # filled as the first states are read
+        if view.top is not None and self.top is not None:
+            self.keep_top(view.top.k)
 
     def _kept_states(self, stack: str) -> list[HiddenState]:
         states = [key for key in self.spec.hidden_states if key.stack == stack]
@@ -193,9 +199,12 @@ class _Source(TeacherCache):
 
     def _rows(self, records: Sequence[Record]) -> Rows:
         rows = Rows()
-        for column in self.manifest.columns:
-            if self.kept.logits and column.name.partition(".")[0].endswith("logits"):
-                _take(rows, column, records)
+        if self.kept.logits and (self.view.top is not None or (self.top is not None and self.codec != self.stored.codec)):
+            self._add_top_logits(rows, records)
+        elif self.kept.logits:
+            for column in self.manifest.columns:
+                if column.name.partition(".")[0].endswith("logits"):
+                    _take(rows, column, records)
         if self.kept.hidden_states:
             self._add_states(rows, records)
         for score_key in sorted(self.kept.attention_scores):
@@ -206,6 +215,22 @@ class _Source(TeacherCache):
             lengths = [len(record[f"{field_of(vector_key)}.values"]) for record in records]
             self._add_whole(rows, field_of(vector_key), SignalSpec(attention_vectors=frozenset({vector_key})), records, lengths)
         return rows
+
+    def _add_top_logits(self, rows: Rows, records: Sequence[Record]) -> None:
+        """A language model's largest logits: fewer of them, or in another codec, or of whole ones."""
+        batch = _batch([len(record[VALUES]) for record in records])
+        signals = self._assembler.assemble(records, batch, SignalSpec(logits=True, temperatures=self.spec.temperatures))
+        if signals.top_logits is None:
+            assert self.view.top is not None
+            signals = Signals(top_logits=TopLogits.of(signals.logits["logits"].float(), self.view.top.k, self.view.top.temperatures))
+        self._encode(rows, signals, batch)
+
+    def _encode(self, rows: Rows, signals: Signals, batch: Canonical) -> None:
+        real = torch.arange(batch.width) < torch.from_numpy(batch.lengths)[:, None]
+        encoded = Encoder(self.selection, self.codec, {}).encode(signals, real, torch.zeros_like(real), {})
+        rows.values |= encoded.values
+        rows.columns |= encoded.columns
+        rows.counts |= encoded.counts
 
     def _add_states(self, rows: Rows, records: Sequence[Record]) -> None:
         keys = sorted(self.kept.hidden_states)
@@ -235,12 +260,7 @@ class _Source(TeacherCache):
                     _take(rows, self.columns[f"{name}.{part}"], records)
             return
         batch = _batch(lengths)
-        real = torch.arange(batch.width) < torch.from_numpy(batch.lengths)[:, None]
-        signals = self._assembler.assemble(records, batch, spec)
-        encoded = Encoder(self.selection, self.codec, {}).encode(signals, real, torch.zeros_like(real), {})
-        rows.values |= encoded.values
-        rows.columns |= encoded.columns
-        rows.counts |= encoded.counts
+        self._encode(rows, self._assembler.assemble(records, batch, spec), batch)
 
 
 def _write(source: _Source, folder: Path, progress: Callable[[int], object]) -> Manifest:

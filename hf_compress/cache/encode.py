@@ -17,6 +17,7 @@ from torch import Tensor
 from hf_compress.cache.codec import encode
 from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.fields import field_of, kept_group, queries_group, scores_group, selected_group, tokens_group
+from hf_compress.cache.predictions import columns_of
 from hf_compress.cache.select import select
 from hf_compress.cache.selection import Selection
 from hf_compress.cache.shard import Column
@@ -91,8 +92,8 @@ class Encoder:
     """Encodes batches, all in one way.
 
     Args:
-        selection: what is kept of hidden states; logits and what is of attention are kept whole.
-        codec: how hidden states, attention scores and vectors are written; logits stay float32.
+        selection: what is kept of hidden states; what is of attention is kept whole, and logits as they are given.
+        codec: how hidden states, attention scores and vectors are written, and a language model's largest logits; others stay float32.
         spaces: by field, the dimensions that all its tokens share, on the CPU.
     """
 
@@ -116,6 +117,10 @@ class Encoder:
             rows.add(f"{name}.values", tokens_group("layers") if per_token else "", values[real] if per_token else values)
             if per_token:
                 rows.counts[tokens_group("layers")] = lengths
+        if signals.top_logits is not None:
+            for name, column in columns_of(signals.top_logits, real, self.codec).items():
+                rows.add(name, tokens_group("layers"), column)
+            rows.counts[tokens_group("layers")] = lengths
         for key, states in sorted(signals.hidden_states.items()):
             self._add_state(rows, key, states.float().cpu(), real, special, importance.get(key))
         for score_key, scores in sorted(signals.attention_scores.items()):

@@ -16,6 +16,7 @@ from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.encode import Encoder
 from hf_compress.cache.fields import field_of, vector_shapes
 from hf_compress.cache.manifest import Manifest
+from hf_compress.cache.predictions import TopK, bytes_a_token
 from hf_compress.cache.price import example_bytes
 from hf_compress.cache.selection import Selection
 from hf_compress.cache.shard import ONE_ROW
@@ -34,11 +35,13 @@ class TeacherSizes:
         stacks: by stack, its sizes.
         logits: by name, the shape of one example's logits; -1 stands for its tokens.
         ranks: whether its attention can be seen, so that tokens can be ranked by it.
+        top: how much of a language model's logits is stored; None for all.
     """
 
     stacks: Mapping[str, StackSizes]
     logits: Mapping[str, tuple[int, ...]]
     ranks: bool
+    top: TopK | None = None
 
     @classmethod
     def of(cls, manifest: Manifest, stored: Selection) -> TeacherSizes:
@@ -53,13 +56,16 @@ class TeacherSizes:
             for column in manifest.columns
             if column.name.endswith("logits.values")
         }
+        top = TopK.of(manifest.columns)
+        if top is not None:
+            logits = {"logits": (-1, manifest.teacher.vocab_size)}
         vectors = vector_shapes({column.name: column.item for column in manifest.columns})
         stacks = {
             name: StackSizes(size["hidden_size"], size["num_attention_heads"], vectors.get(name, {}))
             for name, size in manifest.teacher.stacks.items()
         }
         ranked = any(column.name.endswith(".importance") for column in manifest.columns)
-        return cls(stacks, logits, ranked or stored.needs_importance)
+        return cls(stacks, logits, ranked or stored.needs_importance, top)
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,14 @@ def estimate(spec: SignalSpec, selection: Selection, codec: CodecName, teacher: 
     return Estimate(int(example_bytes(encoder, blank)(tokens)), spaces_bytes(encoder.spaces))
 
 
+def logits_bytes(codec: CodecName, teacher: TeacherSizes) -> int:
+    """What a token's logits of a language model take."""
+    encoder, blank = blank_encoder(SignalSpec(logits=True), Selection.everything(), codec, teacher)
+    signals, importance = blank(1)
+    real = torch.ones(1, 1, dtype=torch.bool)
+    return bytes_a_token(encoder.encode(signals, real, ~real, importance).columns.values())
+
+
 def blank_encoder(
     spec: SignalSpec, selection: Selection, codec: CodecName, teacher: TeacherSizes
 ) -> tuple[Encoder, Callable[[int], tuple[Signals, Mapping[HiddenState, Tensor]]]]:
@@ -118,5 +132,5 @@ def blank_encoder(
         TeacherError: tokens are to be ranked by an attention that cannot be seen.
     """
     spaces = blank_spaces(selection, {field_of(key): teacher.stacks[key.stack].hidden_size for key in spec.hidden_states})
-    run = TeacherRun(_Nobody(), spec, selection, torch.device("cpu"), nullcontext, ranks=teacher.ranks)
+    run = TeacherRun(_Nobody(), spec, selection, torch.device("cpu"), nullcontext, ranks=teacher.ranks, top=teacher.top)
     return Encoder(selection, codec, spaces), blank_signals(spec, run, teacher.stacks, teacher.logits)

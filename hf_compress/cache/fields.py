@@ -7,7 +7,7 @@ hidden_states.layers.9.mask            magnitude: which dimensions each selected
 hidden_states.layers.9.importance      how much the summary token attends to each token: what a smaller selection is chosen by
 attention_scores.layers.9.values       rows: heads x queries x keys
 attention_vectors.layers.9.keys.values rows: tokens; each row (heads, head width). Of queries, keys or values
-logits.values                          rows: one a record, or tokens
+logits.values                          rows: one a record, or tokens; see `predictions` for a language model's largest logits
 special.layers                         1 where a token is special ([SEP], ...), but for the one that sums the example up
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from hf_compress.cache.predictions import HIGH_IDS, IDS, REST, SCALES, temperatures_of
 from hf_compress.errors import CacheError
 from hf_compress.signals import LOGITS, VECTOR_KINDS, AttentionScores, AttentionVectors, HiddenState, Signal, SignalSpec, VectorKind
 
@@ -71,9 +72,11 @@ def stored_signals(columns: list[str]) -> SignalSpec:
             vectors.add(key)
         elif field in LOGITS and part == "values":
             logits = True
+        elif column in (SCALES, IDS, HIGH_IDS) or column.startswith(REST):
+            continue
         elif kind != "special":
             raise CacheError(f"The cache holds a column {column!r}, which is no signal that is known here.")
-    return SignalSpec(logits, frozenset(states), frozenset(scores), frozenset(vectors))
+    return SignalSpec(logits, frozenset(states), frozenset(scores), frozenset(vectors), frozenset(temperatures_of(columns)))
 
 
 def vector_shapes(items: Mapping[str, tuple[int, ...]]) -> dict[str, dict[VectorKind, tuple[int, int]]]:

@@ -10,6 +10,7 @@ from typing import Any
 from hf_compress.cache.fields import field_of, stored_signals, vector_words
 from hf_compress.cache.hub_address import HubAddress
 from hf_compress.cache.manifest import Manifest, TeacherIdentity
+from hf_compress.cache.predictions import TopK
 from hf_compress.cache.price import readable
 from hf_compress.cache.selection import Selection
 
@@ -117,7 +118,8 @@ def recipe_flags(distillation: Mapping[str, Any]) -> str:
 def signal_words(manifest: Manifest) -> list[str]:
     """What is stored of each example, as in "hidden states of layer 2, 4"."""
     spec = stored_signals([column.name for column in manifest.columns])
-    named = ["logits"] if spec.logits else []
+    top = TopK.of(manifest.columns)
+    named = ([top.describe()] if top else ["logits"]) if spec.logits else []
     for words, keys in (("hidden states of layer", spec.hidden_states), ("attention scores of layer", spec.attention_scores)):
         layers = sorted((key.stack, key.layer) for key in keys)
         if layers:

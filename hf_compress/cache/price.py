@@ -46,7 +46,9 @@ class Price:
 
     def __str__(self) -> str:
         each = self.bytes / max(1, self.examples)
-        return f"{self.examples:,} examples, {self.tokens:,} tokens: {readable(self.bytes)}, {each:,.0f} bytes an example"
+        token = self.bytes / max(1, self.tokens)
+        bytes_of = f"{each:,.0f} bytes an example, {token:,.0f} a token"
+        return f"{self.examples:,} examples, {self.tokens:,} tokens: {readable(self.bytes)}, {bytes_of}"
 
 
 def example_bytes(encoder: Encoder, blank: Callable[[int], tuple[Signals, Mapping[HiddenState, torch.Tensor]]]) -> Callable[[int], float]:

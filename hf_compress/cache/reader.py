@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from hf_compress.cache.hub_push import push
 from hf_compress.cache.index import Index, split_places
 from hf_compress.cache.key import Canonical, Keys
 from hf_compress.cache.manifest import SHARED_FILE, Manifest
+from hf_compress.cache.predictions import TopK
 from hf_compress.cache.selection import Depth, Selection
 from hf_compress.cache.shard_reader import Record, Shard
 from hf_compress.cache.spaces import SAMPLE_EXAMPLES, make_spaces, needs_sample, read_spaces, sample_size
@@ -87,6 +88,7 @@ class TeacherCache:
         spec: which signals it can show.
         stored: how hidden states are stored.
         selection: what is read of them.
+        top: how much of a language model's logits is stored; None where they are whole, or there are none.
 
     Raises:
         CacheError: if it is unfinished, damaged, or cannot be read as `selection`.
@@ -98,6 +100,7 @@ class TeacherCache:
         self.stored = StoredHow.of(self.manifest)
         self.selection = self.stored.selection if selection is None else selection_of_view(selection, self.stored.selection)
         self.columns = {column.name: column for column in self.manifest.columns}
+        self.top = TopK.of(self.manifest.columns)
         self.spec = stored_signals(list(self.columns))
         self._shards: dict[int, Shard] = {}
         self._refuse_no_view()
@@ -111,14 +114,15 @@ class TeacherCache:
             stored_spaces,
             self._wanted_spaces(stored_spaces),
             self._hidden_sizes,
+            self.manifest.teacher.vocab_size,
         )
 
     def __len__(self) -> int:
         return self.manifest.examples
 
-    def __reduce__(self) -> tuple[Callable[..., TeacherCache], tuple[type[TeacherCache], Path, Selection, torch.Tensor | None]]:
+    def __reduce__(self) -> tuple[Callable[..., TeacherCache], tuple[Any, ...]]:
         """For workers: maps are opened anew there."""
-        return _opened_anew, (type(self), self.folder, self.selection, self._assembler.label_order)
+        return _opened_anew, (type(self), self.folder, self.selection, self._assembler.label_order, self._assembler.top_k)
 
     def reader(self) -> TeacherCache:
         """The same cache for another thread: it has open shards of its own, since they are opened and let go without a lock."""
@@ -142,6 +146,20 @@ class TeacherCache:
     def put_labels_in_order(self, label_order: Sequence[int] | None) -> None:
         """Give logits in the student's order of labels; see `LiveTeacher`."""
         self._assembler.label_order = None if label_order is None else torch.tensor(label_order)
+
+    def keep_top(self, k: int) -> None:
+        """Read a language model's logits as the `k` largest.
+
+        Raises:
+            CacheError: it holds fewer, or whole ones.
+        """
+        if self.top is None or k > self.top.k:
+            held = "whole logits, or none" if self.top is None else self.top.describe()
+            raise CacheError(
+                f"--teacher_cache_logits_top_k {k}, and the teacher on disk in {self.folder} holds {held}. Leave it out, or build another "
+                "in another folder."
+            )
+        self._assembler.top_k = k
 
     def missing(self, keys: Keys) -> int:
         """How many of these examples (n, 2) it does not hold."""
@@ -264,6 +282,12 @@ class TeacherCache:
         Raises:
             CacheError: naming those that are not.
         """
+        if spec.logits and self.top is not None and (others := sorted(spec.temperatures - self.spec.temperatures)):
+            raise CacheError(
+                f"The losses compare predictions at the temperature {', '.join(f'{each:g}' for each in others)}, and the teacher on disk "
+                f"({self.folder}) holds {self.top.describe()}: what the others add up to hangs on the temperature. Take one of these "
+                "(--distill_temperature), or build another in another folder."
+            )
         absent = sorted(field_of(key) for key in spec.keys - self.spec.keys)
         absent += ["logits"] if spec.logits and not self.spec.logits else []
         if absent:
@@ -337,7 +361,9 @@ class TeacherCache:
         return {name: torch.cat(parts) for name, parts in states.items()}
 
 
-def _opened_anew(kind: type[TeacherCache], folder: Path, selection: Selection, label_order: torch.Tensor | None) -> TeacherCache:
+def _opened_anew(
+    kind: type[TeacherCache], folder: Path, selection: Selection, label_order: torch.Tensor | None, top_k: int | None
+) -> TeacherCache:
     cache = kind(folder, selection=selection)
-    cache._assembler.label_order = label_order
+    cache._assembler.label_order, cache._assembler.top_k = label_order, top_k
     return cache

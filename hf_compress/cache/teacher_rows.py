@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_compress.cache.encode import Encoder, Rows
+from hf_compress.cache.predictions import TopK
 from hf_compress.cache.select import select
 from hf_compress.cache.selection import Selection, ranking_layer
 from hf_compress.cache.stack_sizes import StackSizes
@@ -62,6 +63,7 @@ class TeacherRun:
         forward_context: what its forward runs under (autocast).
         ranks: whether its attention can be seen, so that tokens can be ranked.
         summary_last: the stacks whose last token sums an example up, not the first.
+        top: how much of a language model's logits is stored; None for all.
     """
 
     source: SignalSource
@@ -71,6 +73,7 @@ class TeacherRun:
     forward_context: Callable[[], AbstractContextManager[object]]
     ranks: bool
     summary_last: frozenset[str] = frozenset()
+    top: TopK | None = None
 
     def __post_init__(self) -> None:
         if self.selection.needs_importance and self.spec.hidden_states and not self.ranks:
@@ -99,9 +102,15 @@ class TeacherRun:
         """
         ranking = self.ranking
         asked = self.spec | SignalSpec(attention_scores=frozenset(ranking.values()))
+        top = self.top if self.spec.logits else None
+        if top is not None:  # batch x tokens x vocabulary is never made
+            asked = replace(asked, logits=False, head_states=True)
+        on_device = real.to(self.device)
         with self.forward_context():
             signals = self.source.signals({name: value.to(self.device) for name, value in inputs.items()}, asked)
-        on_device = real.to(self.device)
+            if top is not None:
+                assert signals.head_states is not None
+                signals.top_logits, signals.head_states = top.of_head(signals.head_states, on_device), None
         importance = {}
         for key, score_key in ranking.items():
             scores = signals.attention_scores[score_key]
@@ -156,7 +165,10 @@ def blank_signals(
     def blank(tokens: int) -> tuple[Signals, Mapping[HiddenState, Tensor]]:
         signals = Signals()
         if spec.logits:
-            signals.logits = {name: torch.zeros(1, *(tokens if size == -1 else size for size in shape)) for name, shape in logits.items()}
+            if run.top is not None:
+                signals.top_logits = run.top.blank(tokens, logits["logits"][-1])
+            else:
+                signals.logits = {name: torch.zeros(1, *(tokens if size == -1 else size for size in of)) for name, of in logits.items()}
         for key in spec.hidden_states:
             signals.hidden_states[key] = torch.zeros(1, tokens, sizes[key.stack].hidden_size)
         for score_key in spec.attention_scores:

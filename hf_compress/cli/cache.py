@@ -21,6 +21,7 @@ from hf_compress.errors import ArgumentError, CacheError
 if TYPE_CHECKING:
     from hf_compress.cache.copy_view import View
     from hf_compress.cache.manifest import Manifest
+    from hf_compress.cache.predictions import TopK
     from hf_compress.losses.loss import Loss
 
 DAMAGED = 1
@@ -37,6 +38,7 @@ _RECIPE = ("distill_recipe", "distill_weights", "distill_layer_map")
 _HELP = {
     "teacher_cache_dir": "The folder where it would go, to tell how much is free there.",
     "teacher_cache_budget": "How large the smaller one may be, as in 20MB: what it keeps is chosen by what is lost. In place of --hsk.",
+    "teacher_cache_logits_top_k": "Of a language model: how many of each token's logits, the largest, as in 64.",
     "hidden_states_selection": "How much of the hidden states: layers, tokens, share of the dimensions, as in 1l_10t_0.1h.",
 }
 _ALIAS_OF = {name: alias for alias, name in ALIASES.items()}
@@ -116,9 +118,10 @@ def estimate(argv: Sequence[str]) -> int:
     parser.flag("tokens_per_example", type=float, required=True, metavar="M", help="Their mean number of tokens, without padding.")
     parser.flag("num_layers", type=int, metavar="N", help="The student's depth; by default the teacher's, the most there can be.")
     parser.flag("model_name_or_path", metavar="STUDENT", help="The student, in place of --num_layers: its config tells its depth.")
-    _flags_of_runs(parser, "teacher_cache_dir", "teacher_cache_dtype", *_SELECTING, *_RECIPE)
+    taken = ("teacher_cache_dir", "teacher_cache_dtype", "teacher_cache_logits_top_k", *_SELECTING, *_RECIPE)
+    _flags_of_runs(parser, *taken)
     flags = parser.parse(argv)
-    asked = _compression(flags, "teacher_model_name_or_path", "teacher_cache_dir", "teacher_cache_dtype", *_SELECTING, *_RECIPE)
+    asked = _compression(flags, "teacher_model_name_or_path", *taken)
     if flags.num_examples < 1 or not flags.tokens_per_example > 0:
         raise ArgumentError(f"{flags.num_examples} examples of {flags.tokens_per_example:g} tokens take nothing: give numbers above 0.")
     tokens = math.ceil(flags.tokens_per_example)
@@ -141,14 +144,17 @@ def view(argv: Sequence[str]) -> int:
     parser.flag(
         "teacher_cache_dtype", metavar="FORMAT", help="Number format: float32, float16, bfloat16, int8; by default the larger one's."
     )
-    _flags_of_runs(parser, "teacher_cache_budget", *_SELECTING)
+    _flags_of_runs(parser, "teacher_cache_budget", "teacher_cache_logits_top_k", *_SELECTING)
     flags = parser.parse(argv)
-    asked = _compression(flags, "teacher_cache_dtype", "teacher_cache_budget", *_SELECTING)
-    if asked.selection is None and asked.teacher_cache_dtype is None and asked.cache_budget is None:
+    asked = _compression(flags, "teacher_cache_dtype", "teacher_cache_budget", "teacher_cache_logits_top_k", *_SELECTING)
+    said = asked.selection, asked.teacher_cache_dtype, asked.cache_budget, asked.teacher_cache_logits_top_k
+    if not any(value is not None for value in said):
         raise ArgumentError(
-            "Say what to keep: --hsk, such as 1l_10t_0.1h, another number format with --teacher_cache_dtype, or how large it may be with "
-            "--teacher_cache_budget, such as 20MB."
+            "Say what to keep: --hsk, such as 1l_10t_0.1h, another number format with --teacher_cache_dtype, fewer of a language model's "
+            "logits with --teacher_cache_logits_top_k, or how large it may be with --teacher_cache_budget, such as 20MB."
         )
+    if asked.cache_budget is not None and asked.teacher_cache_logits_top_k is not None:
+        raise ArgumentError("--teacher_cache_budget chooses among hidden states: write the view of fewer logits first, then one of that.")
     folder, smaller = _folder(flags.folder), Path(flags.output_dir)
 
     from tqdm.auto import tqdm
@@ -164,6 +170,7 @@ def view(argv: Sequence[str]) -> int:
         version=__version__,
         codec=asked.codec if asked.teacher_cache_dtype is not None else None,
         num_student_layers=flags.num_layers,
+        top=_top_of_view(larger, asked.teacher_cache_logits_top_k),
         attention_scores=(asked.selection is None and asked.cache_budget is None) or _needs_attention(larger),
     )
     if asked.cache_budget is not None:
@@ -187,6 +194,24 @@ def _within_budget(folder: Path, budget: int, view: View, larger: Manifest) -> V
     print("\n".join(choices.lines()))
     chosen = choices.best.chosen
     return replace(view, selection=chosen.selection, codec=chosen.codec)
+
+
+def _top_of_view(manifest: Manifest, k: int | None) -> TopK | None:
+    """How much of a language model's logits a view has; None for what there is."""
+    from hf_compress.cache.predictions import VALUES, TopK
+    from hf_compress.cache.shard import ONE_ROW
+    from hf_compress.losses.logits import LogitsLoss
+
+    if k is None:
+        return None
+    stored = TopK.of(manifest.columns)
+    if stored is not None:
+        return TopK(k, stored.temperatures)
+    column = next((column for column in manifest.columns if column.name == VALUES and column.group != ONE_ROW), None)
+    if column is None:
+        raise CacheError(f"--teacher_cache_logits_top_k {k} is about a language model's logits, and this teacher on disk holds none.")
+    temperatures = {float(loss.temperature) for loss in _losses(manifest) if isinstance(loss, LogitsLoss)}
+    return TopK.asked_for(k, column.item[0], temperatures)
 
 
 def _needs_attention(manifest: Manifest) -> bool:

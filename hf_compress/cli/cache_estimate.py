@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_compress.arguments import CompressionArguments
 from hf_compress.cache.codec_name import CodecName
-from hf_compress.cache.estimate import Estimate, TeacherSizes, estimate
+from hf_compress.cache.estimate import Estimate, TeacherSizes, estimate, logits_bytes
+from hf_compress.cache.predictions import TopK
 from hf_compress.cache.price import free_bytes, readable
 from hf_compress.cache.selection import Selection
 from hf_compress.errors import ArgumentError, LossError, TeacherError
+from hf_compress.losses.logits import LogitsLoss
 from hf_compress.losses.recipes import DEFAULT_RECIPE, losses_of
 from hf_compress.signals import SignalSpec
 from hf_compress.task import ModelShape
@@ -66,11 +68,8 @@ def estimate_page(question: Question) -> str:
     if len(teacher.stacks) != 1:
         raise TeacherError(f"The teacher has several stacks of layers ({', '.join(teacher.stacks)}), and is not stored on disk yet.")
     student, whose = _student(question, teacher)
-    sizes = TeacherSizes(
-        stack_sizes(teacher),
-        logits_shapes(model) if _predicts(teacher) else {},
-        teacher.shows_attention_scores,
-    )
+    logits = logits_shapes(model) if _predicts(teacher) else {}
+    sizes = TeacherSizes(stack_sizes(teacher), logits, teacher.shows_attention_scores, _top(flags, logits))
 
     def price(row: _Row, codec: CodecName) -> Estimate:
         return estimate(row.spec, row.selection, codec, sizes, tokens)
@@ -87,12 +86,27 @@ def estimate_page(question: Question) -> str:
         "",
         f"Bytes an example are as {flags.codec}; bfloat16 takes what float16 takes.",
     ]
+    if teacher.kind in ("causal_lm", "masked_lm"):
+        kept = "whole logits" if sizes.top is None else sizes.top.describe()
+        lines.append(f"Of them the logits are {logits_bytes(flags.codec, sizes):,} bytes a token: {kept}.")
     total = price(asked, flags.codec).total(question.num_examples)
     lines.append(f"{asked.name}, that is {asked.selection.describe()}, as {flags.codec}: {readable(total)}")
     if flags.teacher_cache_dir is not None:
         free = free_bytes(Path(flags.teacher_cache_dir))
         lines.append(f"free in {flags.teacher_cache_dir}: {readable(free)}" + ("" if free > total else ", too little"))
     return "\n".join(lines)
+
+
+def _top(flags: CompressionArguments, logits: Mapping[str, tuple[int, ...]]) -> TopK | None:
+    """How much of a language model's logits would be stored."""
+    k = flags.teacher_cache_logits_top_k
+    if k is None:
+        return None
+    shape = logits.get("logits", ())
+    if len(shape) != 2:
+        raise ArgumentError(f"--teacher_cache_logits_top_k {k} is about a language model's logits, and the teacher has none.")
+    losses = losses_of(flags.recipe or DEFAULT_RECIPE, weights=flags.weights)
+    return TopK.asked_for(k, shape[-1], {float(loss.temperature) for loss in losses if isinstance(loss, LogitsLoss)})
 
 
 def _rows(flags: CompressionArguments, student: ModelShape, teacher: ModelShape) -> tuple[list[_Row], _Row]:

@@ -15,6 +15,7 @@ from hf_compress.cache.files import read_file
 from hf_compress.cache.hub_card import recipe_flags
 from hf_compress.cache.lock import FILE_NAME as LOCK_FILE
 from hf_compress.cache.manifest import MANIFEST_FILE, Manifest
+from hf_compress.cache.predictions import TopK, top_facts
 from hf_compress.cache.price import readable
 from hf_compress.cache.reader import StoredHow
 from hf_compress.cache.selection import Selection
@@ -49,6 +50,7 @@ def facts_of_finished(folder: Path | str, manifest: Manifest) -> dict[str, Any]:
         "selection_in_words": stored.selection.describe(),
         "codec": stored.codec,
         "logits": spec.logits,
+        "top_logits": top_facts(manifest.columns),
         "hidden_states": sorted((field_of(key) for key in spec.hidden_states), key=_by_layer),
         "attention_scores": sorted((field_of(key) for key in spec.attention_scores), key=_by_layer),
         "attention_vectors": sorted(field_of(key) for key in spec.attention_vectors),
@@ -93,6 +95,7 @@ def _unfinished(folder: Path) -> dict[str, Any]:
             "selection_in_words": selection.describe(),
             "codec": str(draft["codec"]),
             "logits": bool(signals["logits"]),
+            "top_logits": signals.get("top_logits"),
             "hidden_states": sorted(signals["hidden_states"], key=_by_layer),
             "attention_scores": sorted(signals["attention_scores"], key=_by_layer),
             "attention_vectors": sorted(signals.get("attention_vectors", [])),
@@ -193,12 +196,20 @@ def _of_unfinished(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _signals(facts: dict[str, Any]) -> list[str]:
-    named = ["logits"] if facts["logits"] else []
+    named = [_logits(facts["top_logits"])] if facts["logits"] else []
     for kind, words in (("hidden_states", "hidden states of layer"), ("attention_scores", "attention scores of layer")):
         layers = [name.removeprefix(f"{kind}.").removeprefix("layers.") for name in facts[kind]]
         if layers:
             named.append(f"{words} {', '.join(layers)}")
     return named + vector_words(facts["attention_vectors"])
+
+
+def _logits(top: dict[str, Any] | None) -> str:
+    """Whole ones, or what is kept of them."""
+    if top is None:
+        return "logits"
+    words = TopK(int(top["k"]), tuple(top["temperatures"])).describe()
+    return words + (f", {top['bytes_a_token']:,} bytes a token" if "bytes_a_token" in top else "")
 
 
 def _by_layer(name: str) -> tuple[str, int]:

@@ -14,6 +14,7 @@ from hf_compress.losses.loss import Loss, Phase
 from hf_compress.losses.reduction import EXAMPLES, LABELS, Batch, full_precision, masked_sum, tokens_of
 from hf_compress.signals import Signals, SignalSpec
 from hf_compress.task import Kind, ModelShape
+from hf_compress.top_logits import TopLogits
 
 LogitsKind = Literal["kl", "soft_cross_entropy", "mse"]
 Outputs = Literal["classes", "several_labels", "numbers"]
@@ -23,7 +24,7 @@ _PROBLEMS: dict[str | None, Outputs] = {
     "multi_label_classification": "several_labels",
     "regression": "numbers",
 }
-_LANGUAGE_MODELS: tuple[Kind, ...] = ("causal_lm", "masked_lm", "seq2seq_lm")
+LANGUAGE_MODELS: tuple[Kind, ...] = ("causal_lm", "masked_lm", "seq2seq_lm")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class LogitsLoss(Loss):
     summed over examples; over labelled tokens in token classification; over real tokens in language models. Several labels at once
     (multi-label) are compared one by one as Bernoulli distributions and averaged over the labels; a single number (regression) by its
     squared error, whatever `kind` says. Question answering averages the comparison of starts and of ends over the real tokens.
+
+    Where a teacher on disk has only a token's k largest logits, the classes are k + 1 events: each of the k words, and "another word",
+    whose probability is the sum of all others', on both sides. With k = V that is the sum above; with fewer, `kl` is never larger than it.
 
     T^2 keeps the gradient's size when T changes. `kl` and `soft_cross_entropy` have the same gradient at T = 1; `kl` is 0 where the
     student equals the teacher, so its value can be read.
@@ -81,6 +85,11 @@ class LogitsLoss(Loss):
                 "predictions mean different things. Take a teacher that was fine-tuned on this task, or leave the logits out "
                 "(--distill_weights logits=0)."
             )
+        if teacher.top_logits and self.kind == "mse":
+            raise LossError(
+                f"The teacher on disk has the {teacher.top_logits} largest logits of each token, and LogitsLoss(kind='mse') compares all "
+                "of them. Take 'kl' or 'soft_cross_entropy', or store them whole (no --teacher_cache_logits_top_k)."
+            )
         problem = student.problem_type or teacher.problem_type  # models write it into their config when they see the first labels
         return (replace(self, task=student.kind, stack=tuple(student.stacks)[-1], outputs=_PROBLEMS.get(problem)),)
 
@@ -89,7 +98,7 @@ class LogitsLoss(Loss):
         """Examples; labelled tokens; real tokens."""
         if self.task == "token_classification":
             return LABELS
-        return tokens_of(self.stack) if self.task in _LANGUAGE_MODELS else EXAMPLES
+        return tokens_of(self.stack) if self.task in LANGUAGE_MODELS else EXAMPLES
 
     def student_spec(self) -> SignalSpec:
         """The logits."""
@@ -97,7 +106,7 @@ class LogitsLoss(Loss):
 
     def teacher_spec(self) -> SignalSpec:
         """The logits."""
-        return SignalSpec(logits=True)
+        return SignalSpec(logits=True, temperatures=frozenset({float(self.temperature)}))
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Sum over the units of the batch."""
@@ -105,12 +114,14 @@ class LogitsLoss(Loss):
             mask = next(iter(batch.token_masks.values()))
             ends = [self._spans(student.logits[name], teacher.logits[name], mask) for name in ("start_logits", "end_logits")]
             return torch.stack(ends).mean(0).sum()
+        if teacher.top_logits is not None:
+            return masked_sum(self.of_tokens(student.logits["logits"], teacher.top_logits), batch.token_masks[self.stack])
         values = self._values(full_precision(student.logits["logits"]), full_precision(teacher.logits["logits"]), batch)
         if self.task == "token_classification":
             if batch.label_mask is None:
                 raise LossError("Token classification compares predictions at labelled tokens, but the batch has no labels.")
             return masked_sum(values, batch.label_mask)
-        if self.task in _LANGUAGE_MODELS:
+        if self.task in LANGUAGE_MODELS:
             return masked_sum(values, batch.token_masks[self.stack])
         if values.dim() != 1:
             raise LossError(
@@ -118,6 +129,20 @@ class LogitsLoss(Loss):
                 "is not known. Compare hidden states instead (--distill_weights logits=0,hidden_states=10)."
             )
         return values.sum()
+
+    def of_tokens(self, student: Tensor, teacher: Tensor | TopLogits) -> Tensor:
+        """The comparison of a language model's tokens: (..., vocabulary), and the teacher's or what is kept of it, -> (...)."""
+        student = full_precision(student)
+        words = teacher.vocabulary if isinstance(teacher, TopLogits) else teacher.shape[-1]
+        if student.shape[-1] != words:
+            raise LossError(f"The student's logits are of {student.shape[-1]} words and the teacher's of {words}: other vocabularies.")
+        if isinstance(teacher, TopLogits):
+            teacher = teacher.moved(lambda tensor: full_precision(tensor) if tensor.is_floating_point() else tensor)
+            return self._classes(teacher.events_of(student, self.temperature), teacher.events(self.temperature))
+        teacher = full_precision(teacher)
+        if self.kind == "mse":
+            return (student - teacher).pow(2).mean(-1)
+        return self._classes(student / self.temperature, teacher / self.temperature)
 
     def _values(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """(..., classes) twice -> (...): one value an example or token."""

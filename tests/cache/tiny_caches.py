@@ -17,6 +17,7 @@ from hf_compress.cache.codec_name import CodecName
 from hf_compress.cache.examples import Examples
 from hf_compress.cache.key import Canonical, canonical_examples
 from hf_compress.cache.manifest import SHARED_FILE
+from hf_compress.cache.predictions import TopK
 from hf_compress.cache.reader import TeacherCache
 from hf_compress.cache.selection import Selection
 from hf_compress.cache.teacher_rows import TeacherRun
@@ -92,6 +93,7 @@ def builder(
     source: SignalSource | None = None,
     distillation: Mapping[str, Any] | None = None,
     progress: bool = False,
+    top: TopK | None = None,
 ) -> CacheBuilder:
     """A builder with a live teacher, or with `source` in its place."""
     live = source or LiveTeacher(model)
@@ -104,6 +106,7 @@ def builder(
         forward_context=nullcontext,
         ranks=shape.shows_attention_scores,
         summary_last=frozenset(name for name, stack in find_stacks(model).items() if stack.summary_token == "last"),
+        top=top,
     )
     contents = CacheContents(
         teacher=identity_of(model, "tiny", None, {}),

@@ -1,0 +1,77 @@
+"""Predictions compared in chunks by two processes: the step of one process that compares them whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+from hf_compress import CompressionArguments, DistillTrainer, LabelsLoss, LogitsLoss
+from tests.tiny_models import tiny_model
+from tests.tiny_runs import arguments, rows
+
+folder, batch_size, chunk_size, zero = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+more = {}
+if zero:
+    stage = {"stage": zero, "stage3_gather_16bit_weights_on_model_save": zero == 3}
+    more["deepspeed"] = {"zero_optimization": stage, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
+                         "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
+args = arguments(folder, per_device_train_batch_size=batch_size, max_steps=3, **more)
+student, teacher = tiny_model("gpt2", num_layers=2, head="causal_lm", seed=2), tiny_model("gpt2", head="causal_lm", seed=1)
+def labels(row):
+    return [token if token and place % 3 else -100 for place, token in enumerate(row["input_ids"])]
+
+data = [{"input_ids": row["input_ids"], "attention_mask": row["attention_mask"], "labels": labels(row)} for row in rows(24)]
+flags = CompressionArguments(distill_logits_chunk_size=chunk_size)
+losses = [LogitsLoss(), LabelsLoss(weight=0.5)]
+trainer = DistillTrainer(student, args, teacher=teacher, losses=losses, compression=flags, train_dataset=data)
+trainer.train()
+trainer.save_model(str(folder))
+if trainer.is_world_process_zero():
+    (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
+sys.stdout.flush()
+os._exit(0)  # without Python's shutdown, in which a gloo thread may abort the process (one run in eight, with a plain Trainer too)
+"""
+
+
+def run(
+    tmp_path: Path, name: str, processes: int, batch_size: int, chunk_size: int, zero: int = 0
+) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    folder = tmp_path / name
+    folder.mkdir()
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), str(folder), str(batch_size), str(chunk_size), str(zero)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(folder / "model.safetensors"), json.loads((folder / "log.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [0, 3])
+def test_two_processes_in_chunks_step_as_one_process_does_whole(tmp_path: Path, zero: int) -> None:
+    whole, log = run(tmp_path, "whole", 1, 16, 0)
+    chunked, log_of_chunked = run(tmp_path, "chunked", 2, 8, 7, zero)
+    assert log[0]["loss"] > 0.01 and log[0]["grad_norm"] > 0.01
+    for name in whole:
+        assert torch.allclose(whole[name], chunked[name], atol=1e-5), name
+    for before, after in zip(log[:3], log_of_chunked[:3], strict=True):
+        assert after["loss_logits"] == pytest.approx(before["loss_logits"], rel=1e-4)
+        assert after["loss_labels"] == pytest.approx(before["loss_labels"], rel=1e-4)
