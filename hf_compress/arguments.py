@@ -79,6 +79,16 @@ class CompressionArguments(TeacherCacheArguments):
     layer_drop_stack: str | None = field(
         default=None, metadata=_flag("Where a model has an encoder and a decoder, which of them loses layers: encoder, decoder, both.")
     )
+    layer_drop_after_epochs: int | None = field(
+        default=None,
+        metadata=_flag("Train with all layers for so many epochs, then drop, then train on; by default layers go before training."),
+    )
+    layer_drop_every_n_epochs: int | None = field(
+        default=None, metadata=_flag("Drop one layer after every so many epochs of training, until all that are to go have gone.")
+    )
+    freeze_layers_before_drop: bool = field(
+        default=False, metadata=_flag("With one of these two: do not train the layers that are to go while they are there.")
+    )
     freeze_embeddings: bool = field(default=False, metadata=_flag("Do not train the embeddings."))
     layers_to_freeze: Layers = field(
         default=None, metadata=_flag("Layers not to train, counted from 1 in the full model, before any is dropped: 1-4.")
@@ -260,6 +270,8 @@ class CompressionArguments(TeacherCacheArguments):
         """Turn what a file gave into numbers, and refuse those out of range."""
         for flag, low, high in (
             ("num_layers_to_drop", 1.0, float("inf")),
+            ("layer_drop_after_epochs", 1.0, float("inf")),
+            ("layer_drop_every_n_epochs", 1.0, float("inf")),
             ("layer_drop_threshold", 0.0, 1.0),
             ("distill_temperature", 0.0, float("inf")),
             ("distill_skip_heads", 0.0, 1.0),
@@ -268,7 +280,7 @@ class CompressionArguments(TeacherCacheArguments):
             value = getattr(self, flag)
             if value is None:
                 continue
-            whole = flag in ("num_layers_to_drop", "distill_relation_heads")
+            whole = flag in ("num_layers_to_drop", "distill_relation_heads") or flag.endswith("_epochs")
             try:
                 number = float(value)
             except (TypeError, ValueError):
@@ -292,6 +304,15 @@ class CompressionArguments(TeacherCacheArguments):
             raise ArgumentError(f"--num_layers_to_drop {self.num_layers_to_drop}, but {reason}.")
         if self.layer_drop_threshold is not None and self.layer_drop_strategy != "contribution":
             raise ArgumentError("--layer_drop_threshold belongs to --layer_drop_strategy contribution; add that or leave it out.")
+        timed = [f"--{name}" for name in ("layer_drop_after_epochs", "layer_drop_every_n_epochs") if getattr(self, name) is not None]
+        if len(timed) > 1:
+            raise ArgumentError(f"{' and '.join(timed)} contradict each other (all layers at once, one after another); give one of them.")
+        if self.freeze_layers_before_drop and not timed:
+            raise ArgumentError("--freeze_layers_before_drop, but layers go before training: add --layer_drop_after_epochs.")
+        if timed and not given:
+            raise ArgumentError(f"{timed[0]}, but no layers are dropped; add --layer_drop_strategy, --layers_to_drop or --layers_to_keep.")
+        if timed and self.phases:
+            raise ArgumentError(f"{timed[0]} counts epochs, and --distill_phases begins to count anew in each phase; give one of them.")
         if self.layer_drop_stack is not None and not given:
             raise ArgumentError(
                 f"--layer_drop_stack {self.layer_drop_stack}, but no layers are dropped; add --layer_drop_strategy, "

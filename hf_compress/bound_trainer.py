@@ -25,7 +25,7 @@ from hf_compress.argument_values import nearest_name
 from hf_compress.arguments import CompressionArguments
 from hf_compress.callbacks import LayerDropCallback, offer_examples, take_flags, were_taken
 from hf_compress.errors import ArgumentError, CompressionError
-from hf_compress.layers.checkpoint import refuse_other_layers
+from hf_compress.gradual_drop import follow_checkpoint
 from hf_compress.task import TOKEN_KINDS, kind_of
 from hf_compress.trainer import DistillTrainer
 from hf_compress.trainer_seq2seq import Seq2SeqDistillTrainer
@@ -166,7 +166,8 @@ def _loading(base: type[transformers.Trainer]) -> Callable[..., None]:
     """The `_load_from_checkpoint` of a plain Trainer, which sees that the checkpoint kept the same layers before it loads any weight."""
 
     def load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
-        refuse_other_layers(resume_from_checkpoint, self.model if model is None else model)
+        own = self.model if model is None else model
+        follow_checkpoint(self.callback_handler.callbacks, own, resume_from_checkpoint, optimizer=self.optimizer)
         base._load_from_checkpoint(self, resume_from_checkpoint, model)
 
     return load_from_checkpoint

@@ -12,7 +12,7 @@ from transformers import DataCollatorForLanguageModeling, EarlyStoppingCallback
 
 from hf_compress.arguments import LOSS_FLAGS, CompressionArguments, Phase
 from hf_compress.errors import ArgumentError, DataError, LossError, TeacherError
-from hf_compress.layers.record import recorded_drop
+from hf_compress.layers.record import recorded_drop, recorded_layers
 from hf_compress.layers.stack import pretrained_model
 from hf_compress.losses.loss import Loss
 
@@ -165,6 +165,11 @@ def check_run(trainer: Any, phases: Sequence[Phase]) -> None:
         return
     if not has_length:
         raise DataError("--distill_phases counts epochs, but the training data set has no length. Use --max_steps without phases.")
+    if any(each.to_drop for each in (recorded_layers(pretrained_model(trainer.model).config) or {}).values()):
+        raise ArgumentError(
+            "--distill_phases begins to count epochs anew in each phase, and layers are to go by epochs (--layer_drop_every_n_epochs, "
+            "--layer_drop_after_epochs). Leave one of them out."
+        )
     if args.max_steps > 0:
         raise ArgumentError("--distill_phases counts epochs, and --max_steps would cut each phase short. Leave one of them out.")
     if trainer.model_init is not None:

@@ -11,7 +11,7 @@ from transformers.models.auto import modeling_auto
 
 from hf_compress.attention import shows_scores
 from hf_compress.layers.layer_map import LayerMap, map_between
-from hf_compress.layers.record import recorded_drop
+from hf_compress.layers.record import recorded_layers
 from hf_compress.layers.stack import find_stacks, pretrained_model, unwrap
 from hf_compress.signals import VectorKind
 
@@ -113,7 +113,7 @@ class ModelShape:
         config: Any = pretrained_model(model).config
         config = config.get_text_config()
         stacks = {}
-        recorded = recorded_drop(pretrained_model(model).config) or {}
+        recorded = recorded_layers(pretrained_model(model).config) or {}
         for name, stack in find_stacks(model).items():
             heads = getattr(config, f"{name}_attention_heads", None) or getattr(config, "num_attention_heads", None) or 0
             record = recorded.get(name)

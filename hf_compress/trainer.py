@@ -22,7 +22,7 @@ from hf_compress.cached_teacher import ENTRY, CachedTeacher
 from hf_compress.callbacks import LayerDropCallback, offer_examples, take_flags
 from hf_compress.console_log import show_log
 from hf_compress.distillation import Distillation
-from hf_compress.layers.checkpoint import refuse_other_layers
+from hf_compress.gradual_drop import follow_checkpoint, tell_after_drop
 from hf_compress.layers.stack import pretrained_model
 from hf_compress.loss_log import FiniteWatch, LossLog
 from hf_compress.losses.loss import Loss
@@ -116,6 +116,7 @@ class DistillTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self._always_divides = hasattr(self, "loss_is_scaled_for_ga")  # earlier Trainers do not where there is a compute_loss_func
         self.loss_is_scaled_for_ga = False
+        tell_after_drop(callbacks, lambda: self.distillation.student_changed() if self.distillation is not None else None)
         if self.train_dataset is not None:
             check_run(self, flags.phases)
             self._set_up()
@@ -155,6 +156,7 @@ class DistillTrainer(Trainer):
             data = self.train_dataset
             ask_when_missing(source, flags, handed_over, kind_of(student), self.accelerator, self.processing_class, data)
         check_optimizer(self.optimizer, self.distillation.projections)
+        self.distillation.check_stages(from_disk=flags.teacher_cache_dir is not None)
         self._signature_columns = None  # to be read again, with the teacher's
         self._set_signature_columns_if_needed()
         for loss in self.distillation.losses:
@@ -271,7 +273,7 @@ class DistillTrainer(Trainer):
         """Train, phase by phase where phases are given; the teacher's own score is logged first."""
         if self._labels_alone:
             logger.info("No teacher, no losses and no flags of the distillation are given: training on the labels alone.")
-            refuse_other_layers(resume_from_checkpoint, self._student, self.args.output_dir)
+            self._follow_checkpoint(resume_from_checkpoint)
             return super().train(resume_from_checkpoint, *args, **kwargs)
         if self.distillation is None:  # the training data came after __init__
             assert self.compression is not None
@@ -285,6 +287,10 @@ class DistillTrainer(Trainer):
         finally:
             self.distillation.stop()
 
+    def _follow_checkpoint(self, checkpoint: str | bool | None) -> None:
+        folder, optimizer = self.args.output_dir, self.optimizer
+        follow_checkpoint(self.callback_handler.callbacks, self._student, checkpoint, output_dir=folder, optimizer=optimizer)
+
     def _distill(self, distillation: Distillation, resume_from_checkpoint: str | bool | None, *args: Any, **kwargs: Any) -> TrainOutput:
         phases = self.compression.phases if self.compression is not None else ()
         history: list[dict[str, float]] = []
@@ -292,7 +298,7 @@ class DistillTrainer(Trainer):
         def train_once(checkpoint: str | bool | None) -> TrainOutput:
             self._log_parts.restart()
             self._counts, self._own_loss_ran = None, False
-            refuse_other_layers(checkpoint, self._student, self.args.output_dir)
+            self._follow_checkpoint(checkpoint)
             output = super(DistillTrainer, self).train(checkpoint, *args, **kwargs)
             self._check_that_own_loss_runs()
             self._watch.check()

@@ -39,7 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # students
     "projection_file": {"errors"},
     "console_log": set(),
-    "callbacks": {"arguments", "console_log", "errors", "layers"},
+    "gradual_drop": {"errors", "layers"},
+    "callbacks": {"arguments", "console_log", "errors", "gradual_drop", "layers"},
     "training_arguments": {"arguments", "callbacks", "errors"},
     # what models show
     "capture": {"attention", "errors", "layers", "selected_state", "signals"},
@@ -102,6 +103,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "console_log",
         "distillation",
         "errors",
+        "gradual_drop",
         "layers",
         "loss_log",
         "losses",
@@ -127,6 +129,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "arguments",
         "callbacks",
         "errors",
+        "gradual_drop",
         "layers",
         "task",
         "trainer",
