@@ -100,6 +100,7 @@ def by_hand(model: Any, data: Dataset, gone: dict[int, list[int]], frozen: tuple
         (ITERATIVE, {2: [3], 4: [2]}, (), [(1, 2, 3, 4)] * 2 + [(1, 2, 4)] * 2 + [(1, 4)] * 2),
         (FREEZING, {2: [3, 4]}, (3, 4), [(1, 2, 3, 4)] * 2 + [(1, 2)] * 4),
     ],
+    ids=["iterative", "freezing"],
 )
 def test_weights_moments_and_learning_rate_go_on(tmp_path: Path, drop: Any, gone: Any, frozen: Any, stages: Any) -> None:
     data, epochs, model = rows(), Epochs(), bert()
