@@ -8,6 +8,7 @@ parts()              sum over this micro-batch / count of the step, loss by loss
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, count
@@ -29,6 +30,8 @@ from hf_compress.losses.reduction import Batch, BatchReader
 from hf_compress.projections import Projections
 from hf_compress.signals import Signals, SignalSource, SignalSpec
 from hf_compress.task import ModelShape
+
+logger = logging.getLogger(__name__)
 
 
 class Distillation:
@@ -100,7 +103,10 @@ class Distillation:
 
     def student_changed(self) -> None:
         """The student has lost layers while it trains: let the losses choose their layers anew."""
-        self.losses = self._resolved(ModelShape.of(self.student))
+        before, self.losses = self.losses, self._resolved(ModelShape.of(self.student))
+        for loss in self.losses:
+            if loss not in before:
+                logger.info("from here on: %s", loss)
         if self.running:
             self.start()
 

@@ -51,6 +51,7 @@ class GradualDrop:
 
     def plan(self, args: Any, model: nn.Module, optimizer: Any, batches: Iterable[Mapping[str, Any]] | None) -> None:
         """Choose the layers and their order, and see that this run can drop them. Raises LayerDropError; nothing is changed."""
+        self.drop, self._frozen = None, []  # model_init may have built a new model
         self._planned = plan_schedule(model, self.request, batches)
         if last_epoch(self._planned) and not any(each.dropped for each in self._planned.values()):  # else it may only be evaluated
             refuse_run(args, model, optimizer, self._planned)

@@ -222,7 +222,7 @@ def test_refused_before_training(tmp_path: Path, more: Any, error: Any, message:
     assert len(model.bert.encoder.layer) == 4
 
 
-def test_refused_optimizer_and_model_init(tmp_path: Path) -> None:
+def test_optimizer_and_model_init(tmp_path: Path) -> None:
     model = bert()
     given = (torch.optim.SGD(model.parameters(), lr=0.1), None)
     with pytest.raises(LayerDropError, match="an optimizer was passed in"):
@@ -230,6 +230,19 @@ def test_refused_optimizer_and_model_init(tmp_path: Path) -> None:
     trainer = Trainer(None, arguments(tmp_path), model_init=bert, train_dataset=rows(), callbacks=[LayerDropCallback(**ITERATIVE)])
     with pytest.raises(LayerDropError, match="model_init"):
         trainer.train()
+    teacher, losses = tiny_model("bert", num_layers=4, seed=1), [LogitsLoss(), HiddenStatesLoss()]
+    own = DistillTrainer(
+        None,
+        arguments(tmp_path),
+        model_init=bert,
+        teacher=teacher,
+        losses=losses,
+        train_dataset=rows(),
+        callbacks=[LayerDropCallback(**ITERATIVE)],
+    )
+    own.train()  # it plans anew for each model that it builds
+    own.train()
+    assert kept(own.model) == (1, 4)
     late = Trainer(bert(), arguments(tmp_path), train_dataset=rows())
     late.add_callback(LayerDropCallback(**ITERATIVE))
     with pytest.raises(LayerDropError, match="too late"):
