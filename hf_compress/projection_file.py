@@ -19,6 +19,11 @@ def shared_projection(stack: str) -> str:
     return f"{stack}_shared"
 
 
+def layer_projection(stack: str, layer: int) -> str:
+    """The name of the projection of one layer of a stack, counted from 1; 0 is the embedding output."""
+    return f"{stack}_layer_{layer}"
+
+
 def write_projections(folder: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Write `NAME.weight`, (teacher's width, student's width), and `NAME.bias`, (teacher's width,), of each projection."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, Path(folder) / FILE_NAME)
