@@ -130,4 +130,13 @@ class ModelShape:
         owner = pretrained_model(model)
         problem: str | None = getattr(owner.config, "problem_type", None)
         shows = shows_scores(owner)
-        return cls(type(inner).__name__, kind_of(model), stacks, shows, shows, problem, owner.main_input_name)
+        vectors = shows and _heads_of_one_width(config)
+        return cls(type(inner).__name__, kind_of(model), stacks, shows, vectors, problem, owner.main_input_name)
+
+
+def _heads_of_one_width(config: Any) -> bool:
+    """Whether queries, keys and values have heads of one width; in multi-head latent attention (DeepSeek) they have not."""
+    names = ("head_dim", "qk_head_dim", "v_head_dim", "qk_nope_head_dim")
+    size, of_keys, of_values, part = (getattr(config, name, None) for name in names)
+    usual = size or int(config.hidden_size) // max(1, int(getattr(config, "num_attention_heads", None) or 1))
+    return part is None and of_keys in (None, usual) and of_values in (None, usual)
