@@ -162,5 +162,5 @@ def test_heads_of_other_widths_for_values_are_refused() -> None:
     usual = ModelShape.of(AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=50, **sizes, head_dim=12)))
     assert usual.shows_attention_vectors
     for student, teacher in ((ModelShape.of(model), usual), (usual, ModelShape.of(model))):
-        with pytest.raises(LossError, match="MiniCPM3ForCausalLM computes its attention in a way of its own .* other widths"):
+        with pytest.raises(LossError, match=r"MiniCPM3ForCausalLM computes its attention in a way of its own .* other widths"):
             ValueRelationsLoss().resolve(student, teacher)
