@@ -73,7 +73,7 @@ class Distillation:
         self.teacher = teacher
         self.teacher_spec = SignalSpec()
         self.student = student
-        self.projections = Projections.attach(student, _projections(self.losses))
+        self.projections = Projections.attach(student, _projections(self.losses), teacher=self._teacher_shape.model_type)
         self.reader = _reader(student, shape, tokenizer, label_name, self.losses)
         self._student_capture: Capture | None = None
         self.active = self.losses

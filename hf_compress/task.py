@@ -105,6 +105,8 @@ class ModelShape:
     shows_attention_vectors: bool = True
     problem_type: str | None = None
     main_input: str = "input_ids"
+    # As the config has it; empty for a teacher on disk, which does not say.
+    model_type: str = ""
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelShape:
@@ -131,7 +133,9 @@ class ModelShape:
         problem: str | None = getattr(owner.config, "problem_type", None)
         shows = shows_scores(owner)
         vectors = shows and _heads_of_one_width(config)
-        return cls(type(inner).__name__, kind_of(model), stacks, shows, vectors, problem, owner.main_input_name)
+        return cls(
+            type(inner).__name__, kind_of(model), stacks, shows, vectors, problem, owner.main_input_name, str(owner.config.model_type)
+        )
 
 
 def _heads_of_one_width(config: Any) -> bool:

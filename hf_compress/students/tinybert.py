@@ -71,7 +71,9 @@ class GeneralTinyBert:
         names = [shared_projection(stack)] if shared else [layer_projection(stack, layer) for layer in range(len(self.projections))]
         pairs = list(zip(names, self.projections, strict=True))
         write_projections(
-            output_dir, {f"{name}.weight": weight for name, (weight, _) in pairs} | {f"{name}.bias": bias for name, (_, bias) in pairs}
+            output_dir,
+            {f"{name}.weight": weight for name, (weight, _) in pairs} | {f"{name}.bias": bias for name, (_, bias) in pairs},
+            {"student": self.model.config.model_type, "student_hidden_size": str(self.model.config.hidden_size)},
         )
 
 
