@@ -24,7 +24,7 @@ from hf_compress.layers.freeze import freeze
 from hf_compress.layers.peft import adapter_configs
 from hf_compress.layers.record import record_drop, recorded_layers
 from hf_compress.layers.request import DropRequest
-from hf_compress.layers.schedule import Record, drop_next, due, last_epoch, plan_schedule, stage_of_checkpoint
+from hf_compress.layers.schedule import Record, before_its_first_drop, drop_next, due, last_epoch, plan_schedule, stage_of_checkpoint
 from hf_compress.layers.stack import pretrained_model
 from hf_compress.layers.strategies import describe_layers
 
@@ -52,7 +52,11 @@ class GradualDrop:
     def plan(self, args: Any, model: nn.Module, optimizer: Any, batches: Iterable[Mapping[str, Any]] | None) -> None:
         """Choose the layers and their order, and see that this run can drop them. Raises LayerDropError; nothing is changed."""
         self.drop, self._frozen = None, []  # model_init may have built a new model
-        self._planned = plan_schedule(model, self.request, batches)
+        checkpoint = getattr(args, "resume_from_checkpoint", None)
+        measures = self.request.strategy == "contribution" and not recorded_layers(pretrained_model(model).config)
+        saved = stage_of_checkpoint(checkpoint, self.request) if measures and isinstance(checkpoint, str) else None
+        # What the run that is resumed has measured is not measured anew.
+        self._planned = plan_schedule(model, self.request, batches) if saved is None else before_its_first_drop(saved)
         if last_epoch(self._planned) and not any(each.dropped for each in self._planned.values()):  # else it may only be evaluated
             refuse_run(args, model, optimizer, self._planned)
 

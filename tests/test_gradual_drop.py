@@ -182,6 +182,29 @@ def test_checkpoints_are_whole_models_and_say_where_their_run_was(tmp_path: Path
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+@pytest.mark.parametrize("told", [False, True], ids=["by train", "by the arguments"])
+def test_a_resumed_run_drops_what_the_first_one_measured(tmp_path: Path, told: bool) -> None:
+    def made(folder: Path, examples: Any, **more: Any) -> DistillTrainer:
+        drop = {"strategy": "contribution", "num_layers_to_drop": 2, "every_n_epochs": 2, "freeze_before_drop": True, "examples": examples}
+        return distilling(folder, drop=drop, save_strategy="steps", save_steps=3, **more)
+
+    made(tmp_path / "first", rows()).train()
+    checkpoint = tmp_path / "first" / "checkpoint-3"
+    config = json.loads((checkpoint / "config.json").read_text())
+    entry = config["hf_compress"]["layer_drop"]["layers"]
+    entry["to_drop"] = other = next([first, second] for first, second in ([1, 3], [2, 4]) if {first, second} != {*entry["to_drop"]})
+    (checkpoint / "config.json").write_text(json.dumps(config))  # as if it had measured this
+    (checkpoint / "optimizer.pt").unlink()
+    epochs = Epochs()
+    if told:  # no examples are needed then
+        resumed = made(tmp_path / "resumed", None, callbacks=[epochs], resume_from_checkpoint=str(checkpoint))
+    else:
+        resumed = made(tmp_path / "resumed", rows(), callbacks=[epochs])
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert [set(range(1, 5)) - {*layers} for layers in epochs.kept] == [set()] + [{other[0]}] * 4 + [{*other}] * 4
+    assert {name.split(".")[3] for name in epochs.frozen[0]} == {str(layer - 1) for layer in other}
+
+
 def test_losses_follow_each_stage(tmp_path: Path) -> None:
     seen: list[str] = []
 

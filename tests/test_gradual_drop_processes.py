@@ -65,3 +65,45 @@ def test_two_processes_lose_the_layers_that_one_loses(tmp_path: Path) -> None:
     for name, weight in weights(one).items():
         assert torch.allclose(two[name], weight, atol=1e-5), name
         assert torch.allclose(resumed[name], weight, atol=1e-5), name
+
+
+SHARDED = """
+import os, sys
+from pathlib import Path
+from transformers import Trainer
+from hf_compress import LayerDropCallback, LayerDropError
+from tests.test_gradual_drop import ITERATIVE, arguments, bert, rows
+
+zero = {"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": "auto", "train_batch_size": "auto"}
+more = {"deepspeed": zero} if sys.argv[2] == "DeepSpeed" else {"fsdp": True}
+try:
+    Trainer(bert(), arguments(Path(sys.argv[1]), **more), train_dataset=rows(), callbacks=[LayerDropCallback(**ITERATIVE)])
+except LayerDropError as error:
+    print(error, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["DeepSpeed", "FSDP"])
+def test_engines_that_split_parameters_up_are_refused(tmp_path: Path, engine: str) -> None:
+    (tmp_path / "script.py").write_text(SHARDED)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "1",
+            "script.py",
+            str(tmp_path / "out"),
+            engine,
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert f"Layers cannot go while this run trains: {engine} has" in done.stdout, done.stderr[-3000:]

@@ -82,6 +82,13 @@ def stages(record: Record) -> Iterator[Record]:
             yield record
 
 
+def before_its_first_drop(record: Record) -> Record:
+    """The record that the model had when the schedule began; in which order the layers went that are gone is not told."""
+    return {
+        name: replace(each, kept=tuple(range(1, each.num_layers + 1)), to_drop=each.dropped + each.to_drop) for name, each in record.items()
+    }
+
+
 def due(record: Record, epochs: int) -> dict[str, tuple[int, ...]]:
     """The layers, by stack, that go now that so many epochs are over; layers are counted in the full model."""
     going = {}
