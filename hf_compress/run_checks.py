@@ -12,7 +12,7 @@ from transformers import DataCollatorForLanguageModeling, EarlyStoppingCallback
 
 from hf_compress.arguments import LOSS_FLAGS, CompressionArguments, Phase
 from hf_compress.errors import ArgumentError, DataError, LossError, TeacherError
-from hf_compress.layers.record import recorded_drop, recorded_layers
+from hf_compress.layers.record import recorded_layers
 from hf_compress.layers.stack import pretrained_model
 from hf_compress.losses.loss import Loss
 
@@ -106,13 +106,13 @@ def _check_losses(losses: object) -> None:
 
 
 def warn_of_same_model(student: nn.Module, teacher: nn.Module | None, path: str) -> None:
-    """Say that a model is its own teacher, unless layers were dropped since it was loaded, or it was made smaller in another way."""
+    """Say that a model is its own teacher, unless layers were dropped or are to go, or it was made smaller in another way."""
     if teacher is None or sum(p.numel() for p in student.parameters()) != sum(p.numel() for p in teacher.parameters()):
         return
     config = pretrained_model(student).config
     loaded = str(getattr(config, "_name_or_path", None) or "")
     same = bool(loaded) and (loaded == path or (os.path.isdir(loaded) and os.path.isdir(path) and os.path.samefile(loaded, path)))
-    if same and recorded_drop(config) is None:
+    if same and recorded_layers(config) is None:
         logger.warning(
             "Teacher and student are both loaded from %s, so the student begins as its own teacher and has nothing to learn from it. "
             "Make a smaller student (`hf-compress student %s -o DIR --num_hidden_layers N`), or drop layers.",

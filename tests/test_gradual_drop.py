@@ -14,6 +14,7 @@ from transformers import BertForSequenceClassification, Trainer, TrainerCallback
 
 from hf_compress.arguments import CompressionArguments
 from hf_compress.bound_trainer import trainer_of
+from hf_compress.cached_teacher import CachedTeacher
 from hf_compress.callbacks import LayerDropCallback
 from hf_compress.errors import ArgumentError, LayerDropError, LossError
 from hf_compress.layers.layer_map import LayerMap
@@ -135,18 +136,18 @@ def distilling(folder: Path, model: Any = None, **more: Any) -> DistillTrainer:
 
 
 @pytest.mark.parametrize("drop", [ITERATIVE, FREEZING], ids=["iterative", "freezing"])
-@pytest.mark.parametrize("checkpoint", [3, 4, 7], ids=["first stage", "between two", "second stage"])
-def test_a_resumed_run_goes_on_in_its_stage(tmp_path: Path, drop: Any, checkpoint: int) -> None:
+def test_a_resumed_run_goes_on_in_its_stage(tmp_path: Path, drop: Any) -> None:
     whole = distilling(tmp_path / "whole", drop=drop, save_strategy="steps", save_steps=1)
     whole.train()
-    epochs = Epochs()
-    resumed = distilling(tmp_path / "resumed", drop=drop, callbacks=[epochs])
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{checkpoint}"))
-    assert resumed.state.global_step == 12 and len(epochs.kept) == 12 - checkpoint
-    assert largest_difference(weights(resumed), weights(whole)) < 1e-6
-    plain = arguments(tmp_path / "plain", resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{checkpoint}"))
-    told = Trainer(bert(), plain, train_dataset=rows(), callbacks=[LayerDropCallback(**drop)])
-    assert kept(told.model) == kept(BertForSequenceClassification.from_pretrained(plain.resume_from_checkpoint))
+    for step in (3, 4, 7):  # in the first stage, between two, in the second
+        checkpoint, epochs = str(tmp_path / "whole" / f"checkpoint-{step}"), Epochs()
+        resumed = distilling(tmp_path / "resumed", drop=drop, callbacks=[epochs])
+        resumed.train(resume_from_checkpoint=checkpoint)
+        assert resumed.state.global_step == 12 and len(epochs.kept) == 12 - step
+        assert largest_difference(weights(resumed), weights(whole)) < 1e-6
+        plain = arguments(tmp_path / "plain", resume_from_checkpoint=checkpoint)
+        told = Trainer(bert(), plain, train_dataset=rows(), callbacks=[LayerDropCallback(**drop)])
+        assert kept(told.model) == kept(BertForSequenceClassification.from_pretrained(checkpoint))
 
 
 def test_checkpoints_are_whole_models_and_say_where_their_run_was(tmp_path: Path) -> None:
@@ -218,6 +219,17 @@ def test_losses_follow_each_stage(tmp_path: Path) -> None:
     trainer.train()
     assert seen == ["1:1,2:2,3:3,4:4"] * 4 + ["1:1,2:2,3:4"] * 4 + ["1:1,2:4"] * 4
     assert next(trainer.distillation.projections.parameters()) is projection  # type: ignore[union-attr]
+
+
+def test_predictions_alone_may_come_from_disk(tmp_path: Path) -> None:
+    flags = CompressionArguments(teacher_cache_dir=str(tmp_path / "cache"))
+    trainer = distilling(tmp_path / "run", losses=[LogitsLoss()], compression=flags)
+    trainer.train()
+    live = distilling(tmp_path / "live", losses=[LogitsLoss()])
+    live.train()
+    assert trainer.distillation is not None and isinstance(trainer.distillation.teacher, CachedTeacher)
+    assert kept(trainer.model) == (1, 4)
+    assert largest_difference(weights(trainer), weights(live)) < 1e-2  # int8
 
 
 @pytest.mark.parametrize(
