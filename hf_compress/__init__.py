@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from hf_compress.losses.transported_layers import HiddenStatesTransportLoss as HiddenStatesTransportLoss
     from hf_compress.students.from_teacher import student_from_teacher as student_from_teacher
     from hf_compress.students.prune import prune_student as prune_student
+    from hf_compress.students.save import save_student as save_student
     from hf_compress.teacher import LiveTeacher as LiveTeacher
     from hf_compress.trainer import DistillTrainer as DistillTrainer
     from hf_compress.trainer_seq2seq import Seq2SeqDistillTrainer as Seq2SeqDistillTrainer
@@ -105,6 +106,7 @@ _MODULES: dict[str, str] = {
     "load_with_adapters": "hf_compress.layers.adapter_base",
     "measure_contribution": "hf_compress.layers.contribution",
     "prune_student": "hf_compress.students.prune",
+    "save_student": "hf_compress.students.save",
     "student_from_teacher": "hf_compress.students.from_teacher",
 }
 

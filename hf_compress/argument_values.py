@@ -4,6 +4,7 @@
     "labels=0.5,logits=1" or a mapping    -> {"labels": 0.5, "logits": 1.0}            numbers_by_name
     "1:3,2:6" or a mapping                -> ((1, 3), (2, 6))                          layer_pairs
     "1.5GB", "512MiB" or 300000           -> 1500000000, 536870912, 300000             number_of_bytes
+    "0.5" in its range                    -> 0.5                                       number_within
 
 Every function takes the flag's name as well, since an error must show the words that the user can change.
 """
@@ -14,9 +15,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from difflib import get_close_matches
+from typing import Any
 
 from hf_compress.errors import ArgumentError
 
+INFINITE = float("inf")
 _UNITS = {"": 1, "b": 1, **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", start=1)}}
 _UNITS |= {f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", start=1)}
 
@@ -147,3 +150,26 @@ def number_of_bytes(value: object, *, flag: str) -> int:
     if size < 1:
         raise ArgumentError(f"--{flag} is {value!r}, which is no byte; write for example 200MB.")
     return size
+
+
+def number_within(value: Any, low: float, high: float, *, flag: str, whole: bool = False) -> Any:
+    """A number as a file may write it, seen to be in its range: `low` itself is in it for whole numbers only, `high` is not.
+
+    Returns:
+        An int if it is to be whole, else a float; None where there is no value.
+
+    Raises:
+        ArgumentError: no number, or one out of range.
+    """
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ArgumentError(f"--{flag} is {value!r}; expected a number.") from None
+    if whole and (number < low or number != int(number)):
+        raise ArgumentError(f"--{flag} is {value}; expected a whole number of at least {low:g}.")
+    if not whole and not low < number < high:
+        limits = f"between {low:g} and {high:g}" if high < INFINITE else f"above {low:g}"
+        raise ArgumentError(f"--{flag} is {value}; expected a number {limits}.")
+    return int(number) if whole else number

@@ -12,20 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
 from hf_compress.argument_file import read_argument_file
-from hf_compress.argument_values import layer_numbers, layer_pairs, nearest_name, numbers_by_name, one_of
+from hf_compress.argument_values import INFINITE, layer_pairs, nearest_name, number_within, numbers_by_name, one_of
 from hf_compress.cache_arguments import ALIASES, TeacherCacheArguments
 from hf_compress.errors import ArgumentError
+from hf_compress.layer_drop_arguments import TIMED, LayerDropArguments
 from hf_compress.losses.recipes import LossName, RecipeName
 from hf_compress.teacher_places import as_text, check_teacher_places, count_of_teachers, places
 
-LayerDropStrategyName = Literal["top", "bottom", "symmetric", "alternate", "alternate_odd", "contribution"]
-StackName = Literal["encoder", "decoder", "both"]
 PhaseName = Literal["intermediate", "prediction"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 LayerMapName = Literal["uniform", "top", "bottom", "kept"]
 
 # What a flag holds as text may be a list or a mapping in a file or in Python. HfArgumentParser takes the first type if None is the second.
-Layers = str | None | list[int]
 NumbersByName = str | None | dict[str, float]
 Weights = str | None | list[float]
 LayerMapPairs = str | None | dict[str, int] | list[list[int]]
@@ -49,7 +47,7 @@ def _flag(help_text: str) -> dict[str, str]:
 
 
 @dataclass
-class CompressionArguments(TeacherCacheArguments):
+class CompressionArguments(LayerDropArguments, TeacherCacheArguments):
     """What to drop, what to freeze, and how to distil.
 
     Raises:
@@ -61,29 +59,6 @@ class CompressionArguments(TeacherCacheArguments):
         metadata=_flag(
             "The Trainer to train with: DistillTrainer, Seq2SeqDistillTrainer, or package.module:Class. By default the script's own."
         ),
-    )
-    layer_drop_strategy: str | None = field(
-        default=None, metadata=_flag(f"Which layers to drop: {', '.join(get_args(LayerDropStrategyName))}.")
-    )
-    num_layers_to_drop: int | None = field(
-        default=None, metadata=_flag("How many layers the strategy drops; by default a third, at least one.")
-    )
-    layers_to_drop: Layers = field(
-        default=None, metadata=_flag("The layers to drop instead of a strategy, counted from 1: 5-8 or 5,6,7,8.")
-    )
-    layers_to_keep: Layers = field(default=None, metadata=_flag("The layers to keep instead of a strategy, counted from 1: 1-4,9-12."))
-    layer_drop_threshold: float | None = field(
-        default=None,
-        metadata=_flag(
-            "With the contribution strategy: drop the layers whose input and output are more alike than this cosine (by default 0.95)."
-        ),
-    )
-    layer_drop_stack: str | None = field(
-        default=None, metadata=_flag("Where a model has an encoder and a decoder, which of them loses layers: encoder, decoder, both.")
-    )
-    freeze_embeddings: bool = field(default=False, metadata=_flag("Do not train the embeddings."))
-    layers_to_freeze: Layers = field(
-        default=None, metadata=_flag("Layers not to train, counted from 1 in the full model, before any is dropped: 1-4.")
     )
     teacher_model_name_or_path: str | None = field(
         default=None,
@@ -170,10 +145,13 @@ class CompressionArguments(TeacherCacheArguments):
         self._check_choices()
         self._check_teacher()
         self._check_numbers()
-        self._check_layer_drop()
+        self.check_layer_drop()
         self.check_teacher_cache()
         for parsed in ("kept", "dropped", "frozen", "weights", "final_weights", "phases", "layer_map"):
             getattr(self, parsed)
+        timed = next((f"--{name}" for name in TIMED if getattr(self, name) is not None), None)
+        if timed and self.phases:
+            raise ArgumentError(f"{timed} counts epochs, and --distill_phases begins to count anew in each phase; give one of them.")
         if self.distill_progressive and not any(phase.name == "intermediate" for phase in self.phases):
             raise ArgumentError(
                 "--distill_progressive says how layers are taught in the intermediate phase, and there is none: add --distill_phases "
@@ -183,34 +161,9 @@ class CompressionArguments(TeacherCacheArguments):
             raise ArgumentError("--distill_progressive_rate belongs to --distill_progressive; add that or leave it out.")
 
     @property
-    def strategy(self) -> LayerDropStrategyName | None:
-        """The strategy, checked."""
-        return cast("LayerDropStrategyName | None", self.layer_drop_strategy)
-
-    @property
-    def stack(self) -> Literal["encoder", "decoder"] | None:
-        """The one stack that loses layers; None where all there are do."""
-        return None if self.layer_drop_stack == "both" else cast("Literal['encoder', 'decoder'] | None", self.layer_drop_stack)
-
-    @property
     def recipe(self) -> RecipeName | None:
         """The recipe, checked."""
         return cast("RecipeName | None", self.distill_recipe)
-
-    @property
-    def kept(self) -> tuple[int, ...] | None:
-        """The layers of `--layers_to_keep`, ascending, counted from 1."""
-        return None if self.layers_to_keep is None else layer_numbers(self.layers_to_keep, flag="layers_to_keep")
-
-    @property
-    def dropped(self) -> tuple[int, ...] | None:
-        """The layers of `--layers_to_drop`, ascending, counted from 1."""
-        return None if self.layers_to_drop is None else layer_numbers(self.layers_to_drop, flag="layers_to_drop")
-
-    @property
-    def frozen(self) -> tuple[int, ...]:
-        """The layers of `--layers_to_freeze`, ascending, counted from 1 in the full model."""
-        return () if self.layers_to_freeze is None else layer_numbers(self.layers_to_freeze, flag="layers_to_freeze")
 
     @property
     def weights(self) -> dict[LossName, float]:
@@ -250,16 +203,6 @@ class CompressionArguments(TeacherCacheArguments):
         return tuple(name for name, flag in FIELDS.items() if getattr(self, name) != flag.default)
 
     @property
-    def wants_layer_drop(self) -> bool:
-        """Whether any flag asks for layers to be dropped."""
-        return self.layer_drop_strategy is not None or self.layers_to_drop is not None or self.layers_to_keep is not None
-
-    @property
-    def wants_freezing(self) -> bool:
-        """Whether any flag asks for parameters not to be trained."""
-        return self.freeze_embeddings or self.layers_to_freeze is not None
-
-    @property
     def wants_distillation(self) -> bool:
         """Whether a teacher is named or any flag of the distillation is given."""
         return bool(self.distillation_flags)
@@ -281,8 +224,6 @@ class CompressionArguments(TeacherCacheArguments):
     def _check_choices(self) -> None:
         """Refuse names that are not known, before anything is loaded."""
         for flag, known in (
-            ("layer_drop_strategy", get_args(LayerDropStrategyName)),
-            ("layer_drop_stack", get_args(StackName)),
             ("distill_recipe", get_args(RecipeName)),
             ("teacher_dtype", get_args(DtypeName)),
         ):
@@ -305,47 +246,14 @@ class CompressionArguments(TeacherCacheArguments):
 
     def _check_numbers(self) -> None:
         """Turn what a file gave into numbers, and refuse those out of range."""
-        for flag, low, high in (
-            ("num_layers_to_drop", 1.0, float("inf")),
-            ("layer_drop_threshold", 0.0, 1.0),
-            ("distill_temperature", 0.0, float("inf")),
-            ("distill_progressive_rate", 0.0, 1.0),
-            ("distill_skip_heads", 0.0, 1.0),
-            ("distill_relation_heads", 1.0, float("inf")),
-            ("distill_logits_chunk_size", 0.0, float("inf")),
+        for flag, low, high, whole in (
+            ("distill_temperature", 0.0, INFINITE, False),
+            ("distill_progressive_rate", 0.0, 1.0, False),
+            ("distill_skip_heads", 0.0, 1.0, False),
+            ("distill_relation_heads", 1.0, INFINITE, True),
+            ("distill_logits_chunk_size", 0.0, INFINITE, True),
         ):
-            value = getattr(self, flag)
-            if value is None:
-                continue
-            whole = flag in ("num_layers_to_drop", "distill_relation_heads", "distill_logits_chunk_size")
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
-                raise ArgumentError(f"--{flag} is {value!r}; expected a number.") from None
-            if whole and (number < low or number != int(number)):
-                raise ArgumentError(f"--{flag} is {value}; expected a whole number of at least {low:g}.")
-            if not whole and not low < number < high:
-                limits = f"between {low:g} and {high:g}" if high < float("inf") else f"above {low:g}"
-                raise ArgumentError(f"--{flag} is {value}; expected a number {limits}.")
-            setattr(self, flag, int(number) if whole else number)
-
-    def _check_layer_drop(self) -> None:
-        """Refuse requests that contradict each other."""
-        given = [f"--{name}" for name in ("layer_drop_strategy", "layers_to_drop", "layers_to_keep") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ArgumentError(f"{' and '.join(given)} contradict each other; give one of them.")
-        if self.num_layers_to_drop is not None and self.layer_drop_threshold is not None:
-            raise ArgumentError("--num_layers_to_drop and --layer_drop_threshold contradict each other; give one of them.")
-        if self.num_layers_to_drop is not None and self.layer_drop_strategy is None:
-            reason = f"{given[0]} says already which layers go" if given else "no --layer_drop_strategy says which layers go"
-            raise ArgumentError(f"--num_layers_to_drop {self.num_layers_to_drop}, but {reason}.")
-        if self.layer_drop_threshold is not None and self.layer_drop_strategy != "contribution":
-            raise ArgumentError("--layer_drop_threshold belongs to --layer_drop_strategy contribution; add that or leave it out.")
-        if self.layer_drop_stack is not None and not given:
-            raise ArgumentError(
-                f"--layer_drop_stack {self.layer_drop_stack}, but no layers are dropped; add --layer_drop_strategy, "
-                "--layers_to_drop or --layers_to_keep."
-            )
+            setattr(self, flag, number_within(getattr(self, flag), low, high, whole=whole, flag=flag))
 
 
 def _weights(value: NumbersByName, flag: str) -> dict[LossName, float]:
@@ -357,9 +265,12 @@ def _weights(value: NumbersByName, flag: str) -> dict[LossName, float]:
 
 
 _OF_THE_CACHE = {each.name for each in dataclasses.fields(TeacherCacheArguments)}
-# In the order of `--help`: what the class above names first, then the teacher on disk.
+# In the order of `--help`: the Trainer, layer dropping, the distillation, then the teacher on disk.
 FIELDS: dict[str, dataclasses.Field[Any]] = {
-    each.name: each for each in sorted(dataclasses.fields(CompressionArguments), key=lambda each: each.name in _OF_THE_CACHE)
+    each.name: each
+    for each in sorted(
+        dataclasses.fields(CompressionArguments), key=lambda each: (each.name in _OF_THE_CACHE, each.name != "trainer_class")
+    )
 }
 # The flags that say what is compared.
 LOSS_FLAGS = (

@@ -26,12 +26,11 @@ from hf_compress.arguments import FIELDS, CompressionArguments
 from hf_compress.callbacks import LayerDropCallback, drop_again, offer_examples, take_flags, were_taken
 from hf_compress.card.facts import complete_card_of
 from hf_compress.errors import ArgumentError, CompressionError
-from hf_compress.layers.checkpoint import refuse_other_layers
-from hf_compress.task import TOKEN_KINDS, kind_of
+from hf_compress.gradual_drop import follow_checkpoint
 from hf_compress.trainer import DistillTrainer
 from hf_compress.trainer_seq2seq import Seq2SeqDistillTrainer
 from hf_compress.trials import values_of
-from hf_compress.trim_padding import TrimPaddingCollator
+from hf_compress.trim_padding import trimming
 
 SEQ2SEQ = "transformers.trainer_seq2seq"
 # Loaded here, before `installed` puts another class in the place of their bases.
@@ -159,7 +158,7 @@ def _trimming(base: type[transformers.Trainer]) -> Callable[[transformers.Traine
 
     def get_train_dataloader(self: Any) -> Any:
         collator = self.data_collator
-        self.data_collator = TrimPaddingCollator(collator, labels_are_sequences=kind_of(self.model) in TOKEN_KINDS)
+        self.data_collator = trimming(collator, self.model, self.args)
         try:
             return base.get_train_dataloader(self)
         finally:
@@ -172,7 +171,8 @@ def _loading(base: type[transformers.Trainer]) -> Callable[..., None]:
     """The `_load_from_checkpoint` of a plain Trainer, which sees that the checkpoint kept the same layers before it loads any weight."""
 
     def load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
-        refuse_other_layers(resume_from_checkpoint, self.model if model is None else model)
+        own = self.model if model is None else model
+        follow_checkpoint(self.callback_handler.callbacks, own, resume_from_checkpoint, optimizer=self.optimizer)
         base._load_from_checkpoint(self, resume_from_checkpoint, model)
 
     return load_from_checkpoint

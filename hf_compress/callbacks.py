@@ -2,6 +2,7 @@
 
     Trainer(...)      on_init_end     freeze, then drop, in place, before there is an optimizer or a wrapper
     .train()          on_train_begin  is the model still the dropped one, and the checkpoint's the same?
+                      on_epoch_begin  with a schedule: drop what is due (gradual_drop)
     checkpoints       config.json holds what was kept; trainer_state.json too, to compare when resuming
 
 This file alone imports transformers.TrainerCallback.
@@ -21,12 +22,13 @@ from transformers.trainer_callback import ExportableState
 from hf_compress.arguments import CompressionArguments
 from hf_compress.console_log import show_log
 from hf_compress.errors import ArgumentError, LayerDropError
+from hf_compress.gradual_drop import GradualDrop
 from hf_compress.layers.checkpoint import check_checkpoint, recorded_in_checkpoint, refuse_other_layers
 from hf_compress.layers.contribution import Collator, batches_of
 from hf_compress.layers.drop import LayerDrop, apply_drop, dropped_parameters, plan_drop
 from hf_compress.layers.freeze import check_freeze, freeze
 from hf_compress.layers.peft import base_is_forgotten, save_dropped_base
-from hf_compress.layers.record import KeptLayers, recorded_drop
+from hf_compress.layers.record import KeptLayers, recorded_drop, recorded_layers
 from hf_compress.layers.request import DropRequest, named_layers
 from hf_compress.layers.stack import pretrained_model
 from hf_compress.layers.strategies import LayerDropStrategy, describe_layers
@@ -55,7 +57,7 @@ def drop_again(trainer: Any, model: nn.Module) -> None:
 
 DROP_FLAGS = (
     *("layer_drop_strategy", "num_layers_to_drop", "layers_to_drop", "layers_to_keep", "layer_drop_threshold", "layer_drop_stack"),
-    *("freeze_embeddings", "layers_to_freeze"),
+    *("layer_drop_after_epochs", "layer_drop_every_n_epochs", "freeze_layers_before_drop", "freeze_embeddings", "layers_to_freeze"),
 )
 
 
@@ -100,6 +102,9 @@ class DropArguments(Protocol):
 
     num_layers_to_drop: int | None
     layer_drop_threshold: float | None
+    layer_drop_after_epochs: int | None
+    layer_drop_every_n_epochs: int | None
+    freeze_layers_before_drop: bool
     freeze_embeddings: bool
 
     @property
@@ -144,6 +149,10 @@ class LayerDropCallback(TrainerCallback, ExportableState):
         freeze_embeddings: do not train the embeddings.
         layers_to_freeze: do not train these layers.
         stack: "encoder" or "decoder", to touch only one of them.
+        after_epochs: train with all layers for so many epochs, then drop, then train on; by default layers go before training.
+        every_n_epochs: drop one layer after every so many epochs, until all that are to go have gone; see `hf_compress.layers.schedule`
+            for their order.
+        freeze_before_drop: with one of these two: do not train the layers that are to go.
 
     Raises LayerDropError, here or in Trainer's __init__, before anything is changed. In `train`, LayerDropError if the
     callback came too late (add_callback), if a model_init has built a whole model again, or if the checkpoint that is resumed
@@ -162,11 +171,23 @@ class LayerDropCallback(TrainerCallback, ExportableState):
         freeze_embeddings: bool = False,
         layers_to_freeze: Sequence[int] = (),
         stack: str | None = None,
+        after_epochs: int | None = None,
+        every_n_epochs: int | None = None,
+        freeze_before_drop: bool = False,
     ) -> None:
         self.freeze_embeddings = freeze_embeddings
         self.layers_to_freeze = named_layers(layers_to_freeze, "layers_to_freeze") or ()
         self.stack = None if stack == "both" else stack
-        asked = (strategy, num_layers_to_drop, layers_to_drop, layers_to_keep, threshold)
+        asked = (
+            strategy,
+            num_layers_to_drop,
+            layers_to_drop,
+            layers_to_keep,
+            threshold,
+            after_epochs,
+            every_n_epochs,
+            freeze_before_drop or None,
+        )
         freezes_only = all(value is None for value in asked) and (freeze_embeddings or bool(self.layers_to_freeze))
         self.request = (
             None
@@ -178,8 +199,12 @@ class LayerDropCallback(TrainerCallback, ExportableState):
                 layers_to_keep=layers_to_keep,
                 threshold=threshold,
                 stack=stack,
+                after_epochs=after_epochs,
+                every_n_epochs=every_n_epochs,
+                freeze_before_drop=freeze_before_drop,
             )
         )
+        self.gradual = GradualDrop(self.request) if self.request is not None and self.request.is_gradual else None
         self.drop: LayerDrop | None = None
         self.came_in_time = False
         self._model: weakref.ref[nn.Module] | None = None
@@ -203,6 +228,9 @@ class LayerDropCallback(TrainerCallback, ExportableState):
             freeze_embeddings=arguments.freeze_embeddings,
             layers_to_freeze=arguments.frozen,
             stack=arguments.stack,
+            after_epochs=arguments.layer_drop_after_epochs,
+            every_n_epochs=arguments.layer_drop_every_n_epochs,
+            freeze_before_drop=arguments.freeze_layers_before_drop,
         )
 
     def offer_examples(self, dataset: Iterable[Mapping[str, Any]], collator: Collator | None = None) -> None:
@@ -213,17 +241,21 @@ class LayerDropCallback(TrainerCallback, ExportableState):
     def on_init_end(
         self, args: Any, state: Any, control: Any, model: nn.Module | None = None, optimizer: Any = None, **kwargs: Any
     ) -> None:
-        """Freeze and drop. Raises LayerDropError with the model as it was."""
+        """Freeze, and drop or plan to drop. Raises LayerDropError with the model as it was."""
         show_log()
         if model is None:
             raise LayerDropError("The Trainer has no model to drop layers from.")
-        drop = None if self.request is None else self._plan(args, model, self.request)
+        drop = None if self.request is None or self.gradual is not None else self._plan(args, model, self.request)
+        if self.gradual is not None:
+            self.gradual.plan(args, model, optimizer, self._batches(model))
         check_freeze(model, self.layers_to_freeze, self.stack)
         if drop is not None:
             _check_optimizer(optimizer, model, drop)
         freeze(model, embeddings=self.freeze_embeddings, layers=self.layers_to_freeze, stack=self.stack)
         self._say_what_is_frozen(model)
         self.came_in_time, self._model = True, weakref.ref(pretrained_model(model))
+        if self.gradual is not None:
+            self.gradual.begin(model, getattr(args, "resume_from_checkpoint", None))
         if drop is None:
             return
         apply_drop(model, drop)
@@ -237,12 +269,22 @@ class LayerDropCallback(TrainerCallback, ExportableState):
         if model is None:
             return
         self._check(model)
-        if self.request is not None:
-            dropped_before = self.drop is None or self.drop.already_done
-            check_checkpoint(state, recorded_drop(pretrained_model(model).config) or {}, may_be_older=dropped_before)
+        recorded = recorded_layers(pretrained_model(model).config) or {}
+        if self.gradual is not None:
+            self.gradual.check_start(args, model, state)
+        elif self.request is not None:
+            check_checkpoint(state, recorded, may_be_older=self.drop is None or self.drop.already_done)
         stored = getattr(state, "stateful_callbacks", None)
         if isinstance(stored, dict):  # The Trainer fails to save where a checkpoint's state knows nothing of a callback.
             stored.setdefault(type(self).__name__, self.state())
+
+    def on_epoch_begin(
+        self, args: Any, state: Any, control: Any, model: nn.Module | None = None, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        """With a schedule: drop the layers that go now, and take their parameters out of the optimizer."""
+        if self.gradual is not None and model is not None:
+            self.gradual.at_epoch(model, optimizer, int(state.epoch or 0))
+            self.drop = self.gradual.drop
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
         """See that what was evaluated is the dropped model. Raises LayerDropError."""
@@ -259,6 +301,9 @@ class LayerDropCallback(TrainerCallback, ExportableState):
         written = dict(self.request.written()) if self.request is not None else {}
         arguments = {**written, "freeze_embeddings": self.freeze_embeddings, "layers_to_freeze": self.layers_to_freeze}
         kept = {name: list(stack.kept) for name, stack in self.drop.stacks.items()} if self.drop is not None else {}
+        model = self._model() if self._model is not None else None
+        if self.gradual is not None and model is not None:
+            kept = {name: list(each.kept) for name, each in (recorded_layers(model.config) or {}).items()}
         return {
             "args": {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()},
             "attributes": {"came_in_time": self.came_in_time, "kept": kept},
@@ -277,14 +322,18 @@ class LayerDropCallback(TrainerCallback, ExportableState):
         if done_before:
             refuse_other_layers(getattr(args, "resume_from_checkpoint", None), model)
         recorded = None if done_before else recorded_in_checkpoint(args)
-        batches = None
-        if request.strategy == "contribution" and self._examples is not None and recorded is None:
-            batches = batches_of(self._examples, model, self._collator)
-        return plan_drop(model, request, batches, chosen_before=recorded)
+        return plan_drop(model, request, None if recorded else self._batches(model), chosen_before=recorded)
+
+    def _batches(self, model: nn.Module) -> Iterable[Mapping[str, Any]] | None:
+        """What the contribution strategy measures on."""
+        measures = self.request is not None and self.request.strategy == "contribution" and self._examples is not None
+        return batches_of(self._examples or (), model, self._collator) if measures else None
 
     def _check(self, model: nn.Module) -> None:
         recorded = recorded_drop(pretrained_model(model).config) or {}
         is_dropped = bool(recorded) if self.request is None else self._matches(self.request, recorded)
+        if self.gradual is not None and self.came_in_time:
+            is_dropped = self._model is not None and self._model() is pretrained_model(model)
         if not self.came_in_time and (self.request is None or not is_dropped):
             raise LayerDropError(
                 "LayerDropCallback was added when the Trainer had been made (add_callback), too late to drop or freeze layers. "

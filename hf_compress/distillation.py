@@ -8,7 +8,9 @@ parts()              sum over this micro-batch / count of the step, loss by loss
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, count
 from typing import Any
 
@@ -19,6 +21,9 @@ from transformers import PreTrainedTokenizerBase
 from hf_compress.capture import Capture
 from hf_compress.chunked_logits import ChunkedLogits, ChunkSettings
 from hf_compress.errors import LossError, TeacherError
+from hf_compress.layers.layer_map import LayerMap
+from hf_compress.layers.record import recorded_layers
+from hf_compress.layers.schedule import stages
 from hf_compress.layers.stack import find_stacks, pretrained_model
 from hf_compress.losses.labels import LabelsLoss
 from hf_compress.losses.logits import LogitsLoss
@@ -40,6 +45,8 @@ from hf_compress.several_teachers import (
 from hf_compress.signals import Signals, SignalSource, SignalSpec
 from hf_compress.task import ModelShape
 from hf_compress.teacher import LiveTeacher
+
+logger = logging.getLogger(__name__)
 
 
 class Distillation:
@@ -83,12 +90,13 @@ class Distillation:
                 f"The losses {names} compare with a teacher, but none was given: --teacher_model_name_or_path, or "
                 "DistillTrainer(teacher=model)."
             )
-        self.losses = tuple(resolved for loss in asked for resolved in loss.resolve(shape, teacher_shapes.get(loss.teacher, shape)))
+        self._asked, self._shapes = tuple(asked), dict(teacher_shapes)
+        self.losses = self._resolved(shape)
         self.teacher = teacher
         self.teacher_spec = SignalSpec()
         self.progress = 0.0
         self.student = student
-        self.projections = Projections.attach(student, _projections(self.losses))
+        self.projections = Projections.attach(student, _projections(self.losses), teacher=_kinds(self._shapes.values()))
         self.reader = _reader(student, shape, tokenizer, label_name, self.losses)
         self._student_capture: Capture | None = None
         self._chunks = chunks or ChunkSettings()
@@ -135,6 +143,51 @@ class Distillation:
         live = [number for number, member in members_of(self.teacher).items() if isinstance(member, LiveTeacher)]
         self.teacher_spec = before_the_head(self.teacher_spec, live)  # they need not make whole logits either
 
+    def student_changed(self) -> None:
+        """The student has lost layers while it trains: let the losses choose their layers anew."""
+        before, self.losses = self.losses, self._resolved(ModelShape.of(self.student))
+        for loss in self.losses:
+            if loss not in before:
+                logger.info("from here on: %s", loss)
+        if self.running:
+            self.start()
+
+    def check_stages(self, *, from_disk: bool) -> None:
+        """See that the losses fit the student at every stage, if layers are to go while it trains.
+
+        Args:
+            from_disk: the teacher is read from disk, and so shows what it was asked for when the first batch was made.
+
+        Raises:
+            LossError, LayerMapError: with the way out.
+        """
+        record = {name: each for name, each in (recorded_layers(pretrained_model(self.student).config) or {}).items() if each.to_drop}
+        for loss in self._asked if record else ():
+            named = getattr(loss, "layer_map", None)
+            if isinstance(named, LayerMap) or (isinstance(named, str) and ":" in named):
+                raise LossError(
+                    f"{loss.name} names pairs of layers ({named}), and layers go while the student trains, so that its numbers change. "
+                    "Name a rule instead (kept, uniform, top, bottom), or drop the layers before training."
+                )
+        shape = ModelShape.of(self.student)
+        for stage in stages(record) if record else ():
+            now = {name: replace(shape.stacks[name], num_layers=len(each.kept), kept=each.kept) for name, each in stage.items()}
+            losses = self._resolved(replace(shape, stacks=shape.stacks | now))
+            if _projections(losses) != _projections(self.losses):
+                raise LossError(
+                    "The losses learn one projection for each student layer, and layers go while the student trains. Take losses with a "
+                    "shared projection, or drop the layers before training."
+                )
+            if from_disk and _teacher_spec(losses) != self.whole_teacher_spec:
+                raise LossError(
+                    "A teacher on disk is read ahead, and what is compared with it changes when layers go while the student trains. Keep "
+                    "the teacher in memory (leave --teacher_cache_dir out), compare predictions alone (--distill_recipe logits), or drop "
+                    "the layers before training."
+                )
+
+    def _resolved(self, student: ModelShape) -> tuple[Loss, ...]:
+        return tuple(resolved for loss in self._asked for resolved in loss.resolve(student, self._shapes.get(loss.teacher, student)))
+
     def stop(self) -> None:
         """Take the hooks off both models: what was trained is a plain model again."""
         if self._student_capture is not None:
@@ -154,10 +207,7 @@ class Distillation:
     @property
     def whole_teacher_spec(self) -> SignalSpec:
         """What the losses of all phases ask the teacher for."""
-        spec = SignalSpec()
-        for loss in self.losses:
-            spec = spec | asked_of_teacher(loss)
-        return spec
+        return _teacher_spec(self.losses)
 
     @property
     def needs_labels(self) -> bool:
@@ -238,6 +288,19 @@ class Distillation:
             names = chain((own, f"{own}_{getattr(loss, 'stack', 1)}"), (f"{own}_{number}" for number in count(2)))
             parts[next(name for name in names if name not in parts)] = (value, loss.weight_at(self.progress))
         return parts
+
+
+def _teacher_spec(losses: Sequence[Loss]) -> SignalSpec:
+    spec = SignalSpec()
+    for loss in losses:
+        spec = spec | asked_of_teacher(loss)
+    return spec
+
+
+def _kinds(teachers: Iterable[ModelShape]) -> str:
+    """The architectures of the teachers, as a projection file names them; empty where one is not known."""
+    kinds = [shape.model_type for shape in teachers]
+    return "+".join(kinds) if all(kinds) else ""
 
 
 def _projections(losses: Sequence[Loss]) -> dict[str, Projection]:

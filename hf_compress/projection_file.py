@@ -1,11 +1,15 @@
-"""The learnt projections beside a model on disk: a run writes them there, and a later one starts from them."""
+"""The learnt projections beside a model on disk: a run writes them there, and a later one starts from them.
+
+The file's metadata says between which models they were learnt, as far as that is known: "student" and "teacher" (their `model_type`),
+"student_hidden_size" and "teacher_hidden_size".
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,9 +23,21 @@ def shared_projection(stack: str) -> str:
     return f"{stack}_shared"
 
 
-def write_projections(folder: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write `NAME.weight`, (teacher's width, student's width), and `NAME.bias`, (teacher's width,), of each projection."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, Path(folder) / FILE_NAME)
+def layer_projection(stack: str, layer: int) -> str:
+    """The name of the projection of one layer of a stack, counted from 1; 0 is the embedding output."""
+    return f"{stack}_layer_{layer}"
+
+
+def write_projections(folder: str | Path, tensors: Mapping[str, Tensor], models: Mapping[str, str]) -> None:
+    """Write `NAME.weight`, (teacher's width, student's width), and `NAME.bias`, (teacher's width,), of each projection.
+
+    Args:
+        folder: the student's.
+        tensors: by name.
+        models: between which they were learnt; see above.
+    """
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(whole, Path(folder) / FILE_NAME, metadata=dict(models))
 
 
 def read_projections(folder: str | Path) -> dict[str, Tensor]:
@@ -39,3 +55,12 @@ def read_projections(folder: str | Path) -> dict[str, Tensor]:
         raise ArgumentError(
             f"The projections in {path} cannot be read ({error}). Delete that file, and they start anew; or train that student again."
         ) from error
+
+
+def read_models(folder: str | Path) -> dict[str, str]:
+    """Between which models the projections in a folder were learnt; empty where there are none, and where the file does not say."""
+    path = Path(folder) / FILE_NAME
+    if not path.is_file():
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})

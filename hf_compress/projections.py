@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from hf_compress.errors import TeacherError
 from hf_compress.layers.stack import pretrained_model
 from hf_compress.losses.loss import Projection
-from hf_compress.projection_file import FILE_NAME, read_projections, write_projections
+from hf_compress.projection_file import FILE_NAME, read_models, read_projections, write_projections
 
 logger = logging.getLogger(__name__)
 
@@ -28,19 +29,30 @@ IGNORED = "_keys_to_ignore_on_save"
 
 
 class Projections(nn.ModuleDict):
-    """Linear maps by name, attached to a student."""
+    """Linear maps by name, attached to a student.
+
+    Attributes:
+        models: between which models they are learnt, as `projection_file` writes it.
+    """
+
+    models: dict[str, str]
 
     @classmethod
-    def attach(cls, student: nn.Module, wanted: Mapping[str, Projection]) -> Projections:
+    def attach(cls, student: nn.Module, wanted: Mapping[str, Projection], *, teacher: str = "") -> Projections:
         """Make the maps part of the student, so that its optimizer, its DDP and its engine know them.
 
         Args:
             student: the model to train, on its device.
             wanted: their widths by name; a map of that width that the student already has is kept as it is, and one that lies in the
                 folder that the student was loaded from is where a new one starts.
+            teacher: its `model_type`; empty where that is not known.
+
+        Raises:
+            TeacherError: what lies there was learnt between other models.
         """
         present = getattr(student, ATTRIBUTE, None)
         projections = present if isinstance(present, Projections) else cls()
+        projections.models = _between(student, teacher, wanted)
         floating = [parameter for parameter in student.parameters() if parameter.is_floating_point()]
         # Of the type of what is trained: PEFT trains adapters in float32 on a base in bfloat16, where small steps would be lost.
         like = next((parameter for parameter in floating if parameter.requires_grad), floating[0])
@@ -61,7 +73,8 @@ class Projections(nn.ModuleDict):
     def project(self, name: str, state: Tensor) -> Tensor:
         """(batch, tokens, student's width) -> (batch, tokens, teacher's width)."""
         linear = self[name]
-        projected: Tensor = linear(state.to(linear.weight.dtype))
+        weight: Any = linear.weight
+        projected: Tensor = linear(state.to(weight.dtype))
         return projected
 
     def save(self, folder: str | Path, *, write: bool = True) -> None:
@@ -72,7 +85,7 @@ class Projections(nn.ModuleDict):
         with _gathered(self):
             tensors = {name: _whole(tensor) for name, tensor in self.state_dict().items()}
             if write and len(self):
-                write_projections(folder, tensors)
+                write_projections(folder, tensors, self.models)
             elif write:
                 (Path(folder) / FILE_NAME).unlink(missing_ok=True)
 
@@ -99,9 +112,11 @@ class Projections(nn.ModuleDict):
     def _start_from(self, folder: Path | None, names: Sequence[str]) -> None:
         """Give new maps the weights that lie beside the student, where name and shape agree; say what became of each."""
         stored = read_projections(folder) if folder is not None and names else {}
+        learnt_between = read_models(folder) if folder is not None and stored else {}
         for name in names if stored else ():
             own = {f"{name}.{key}": tensor for key, tensor in self[name].state_dict().items()}
             if all(key in stored and stored[key].shape == tensor.shape for key, tensor in own.items()):
+                self._refuse_other_models(folder, learnt_between)
                 self[name].load_state_dict({key.removeprefix(f"{name}."): stored[key] for key in own})
                 logger.info("projection %s: starts from %s in %s", name, FILE_NAME, folder)
                 continue
@@ -115,6 +130,22 @@ class Projections(nn.ModuleDict):
                 folder,
                 ", ".join(f"{key.removesuffix('.weight')} ({shape[1]} -> {shape[0]})" for key, shape in found.items()) or "none",
             )
+
+    def _refuse_other_models(self, folder: Path | None, learnt: Mapping[str, str]) -> None:
+        for which in ("student", "teacher"):
+            before, now = learnt.get(which), self.models.get(which)
+            if before and now and before != now:
+                raise TeacherError(
+                    f"{FILE_NAME} in {folder} was learnt with a {which} of the kind {before}, and the {which} of this run is a {now}: it "
+                    f"would start from what another model needs. Delete that file, and the projections start anew, or take that {which}."
+                )
+
+
+def _between(student: nn.Module, teacher: str, wanted: Mapping[str, Projection]) -> dict[str, str]:
+    widths = next(((size.in_features, size.out_features) for size in wanted.values()), (0, 0))
+    found = {"student": str(pretrained_model(student).config.model_type), "teacher": teacher}
+    sizes = {"student_hidden_size": str(widths[0]), "teacher_hidden_size": str(widths[1])}
+    return {name: value.removeprefix("pruned_") for name, value in (found | sizes).items() if value not in ("", "0")}
 
 
 def _is_of(size: Projection, found: nn.Module | None) -> bool:

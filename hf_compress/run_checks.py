@@ -15,7 +15,7 @@ from hf_compress.adapter_off import AdapterOffTeacher
 from hf_compress.arguments import LOSS_FLAGS, CompressionArguments, Phase
 from hf_compress.errors import ArgumentError, DataError, LossError, TeacherError
 from hf_compress.fsdp import check_fsdp
-from hf_compress.layers.record import recorded_drop
+from hf_compress.layers.record import recorded_layers
 from hf_compress.layers.stack import pretrained_model
 from hf_compress.layers.zero import num_elements
 from hf_compress.losses.loss import Loss
@@ -110,13 +110,13 @@ def _check_losses(losses: object) -> None:
 
 
 def warn_of_same_model(student: nn.Module, teacher: nn.Module | None, path: str) -> None:
-    """Say that a model is its own teacher, unless layers were dropped since it was loaded, or it was made smaller in another way."""
+    """Say that a model is its own teacher, unless layers were dropped or are to go, or it was made smaller in another way."""
     if teacher is None or sum(map(num_elements, student.parameters())) != sum(map(num_elements, teacher.parameters())):
         return
     config = pretrained_model(student).config
     loaded = str(getattr(config, "_name_or_path", None) or "")
     same = bool(loaded) and (loaded == path or (os.path.isdir(loaded) and os.path.isdir(path) and os.path.samefile(loaded, path)))
-    if same and recorded_drop(config) is None:
+    if same and recorded_layers(config) is None:
         logger.warning(
             "Teacher and student are both loaded from %s, so the student begins as its own teacher and has nothing to learn from it. "
             "Make a smaller student (`hf-compress student %s -o DIR --num_hidden_layers N`), or drop layers.",
@@ -177,6 +177,11 @@ def check_run(trainer: Any, phases: Sequence[Phase]) -> None:
         return
     if not has_length:
         raise DataError("--distill_phases counts epochs, but the training data set has no length. Use --max_steps without phases.")
+    if any(each.to_drop for each in (recorded_layers(pretrained_model(trainer.model).config) or {}).values()):
+        raise ArgumentError(
+            "--distill_phases begins to count epochs anew in each phase, and layers are to go by epochs (--layer_drop_every_n_epochs, "
+            "--layer_drop_after_epochs). Leave one of them out."
+        )
     if args.max_steps > 0:
         raise ArgumentError("--distill_phases counts epochs, and --max_steps would cut each phase short. Leave one of them out.")
     if trainer.model_init is not None:

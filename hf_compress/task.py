@@ -11,7 +11,7 @@ from transformers.models.auto import modeling_auto
 
 from hf_compress.attention import shows_scores
 from hf_compress.layers.layer_map import LayerMap, map_between
-from hf_compress.layers.record import recorded_drop
+from hf_compress.layers.record import recorded_layers
 from hf_compress.layers.stack import find_stacks, pretrained_model, unwrap
 from hf_compress.signals import VectorKind
 
@@ -109,6 +109,8 @@ class ModelShape:
     main_input: str = "input_ids"
     # A teacher on disk: it has so many of each token's logits only; 0 where it has all.
     top_logits: int = 0
+    # As the config has it; empty for a teacher on disk, which does not say.
+    model_type: str = ""
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelShape:
@@ -117,7 +119,7 @@ class ModelShape:
         config: Any = pretrained_model(model).config
         config = config.get_text_config()
         stacks = {}
-        recorded = recorded_drop(pretrained_model(model).config) or {}
+        recorded = recorded_layers(pretrained_model(model).config) or {}
         for name, stack in find_stacks(model).items():
             heads = getattr(config, f"{name}_attention_heads", None) or getattr(config, "num_attention_heads", None) or 0
             record = recorded.get(name)
@@ -134,4 +136,22 @@ class ModelShape:
         owner = pretrained_model(model)
         problem: str | None = getattr(owner.config, "problem_type", None)
         shows = shows_scores(owner)
-        return cls(type(inner).__name__, kind_of(model), stacks, shows, shows, problem, owner.main_input_name)
+        vectors = shows and _heads_of_one_width(config)
+        return cls(
+            type(inner).__name__,
+            kind_of(model),
+            stacks,
+            shows,
+            vectors,
+            problem,
+            owner.main_input_name,
+            model_type=str(owner.config.model_type),
+        )
+
+
+def _heads_of_one_width(config: Any) -> bool:
+    """Whether queries, keys and values have heads of one width; in multi-head latent attention (DeepSeek) they have not."""
+    names = ("head_dim", "qk_head_dim", "v_head_dim", "qk_nope_head_dim")
+    size, of_keys, of_values, part = (getattr(config, name, None) for name in names)
+    usual = size or int(config.hidden_size) // max(1, int(getattr(config, "num_attention_heads", None) or 1))
+    return part is None and of_keys in (None, usual) and of_values in (None, usual)

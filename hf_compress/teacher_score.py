@@ -61,7 +61,7 @@ def teacher_score(
     predictions: list[np.ndarray[Any, Any]] = []
     references: list[np.ndarray[Any, Any]] = []
     for batch in _without_drawing(batches):
-        logits = teacher.signals(batch, SignalSpec(logits=True)).logits.get("logits")
+        logits: Any = teacher.signals(batch, SignalSpec(logits=True)).logits.get("logits")
         labels = next((batch[name] for name in ("labels", *label_names) if isinstance(batch.get(name), Tensor)), None)
         if logits is None or labels is None:
             return {}

@@ -112,6 +112,7 @@ def live_side(
         refuse_several_stacks(shape)
     # What a budget leaves of the hidden states is chosen later; it is a selection in any case.
     selection = flags.selection if flags.teacher_cache_budget is None else Selection.everything()
+    _refuse_void_selection(flags, chosen, ModelShape.of(student), shape)
     if selection is not None:
         signals_within(student, model, flags, losses, selection)  # a loss that needs the states whole says so before they are stored
         chosen = with_selection(chosen, selection, ModelShape.of(student), shape)
@@ -155,6 +156,7 @@ def cached_side(
     _refuse_fewer_layers(cache, flags)
     chosen = list(losses) if losses is not None else recipe_of(flags, manifest.distillation)
     shape = shape_of(manifest, cache.selection)
+    _refuse_void_selection(flags, chosen, ModelShape.of(student), shape)
     if manifest.distillation.get("selected") or flags.selection is not None:
         chosen = with_selection(chosen, cache.selection, ModelShape.of(student), shape)
     if _compare_logits(chosen):
@@ -168,6 +170,19 @@ def cached_side(
         cache.selection.describe(),
     )
     return TeacherSide(CachedTeacher(cache, pad_token_id=pad if pad != eos else None, device=device), shape, chosen)
+
+
+def _refuse_void_selection(flags: CompressionArguments, losses: Sequence[Loss], student: ModelShape, teacher: ModelShape) -> None:
+    """Raise ArgumentError if part of the hidden states is asked for, and no loss compares any."""
+    if flags.selection in (None, Selection.everything()):
+        return
+    seen = [loss for loss in losses if loss.weight]
+    if not any(part.teacher_spec().hidden_states for loss in seen for part in loss.resolve(student, teacher)):
+        raise ArgumentError(
+            f"--hidden_states_selection {flags.hidden_states_selection} would have no effect: the losses are "
+            f"{', '.join(loss.name for loss in seen)}, and none of them compares hidden states. Leave it out, or take a recipe that does "
+            "(mud, layerwise, tinybert)."
+        )
 
 
 def with_selection(losses: Sequence[Loss], selection: Selection, student: ModelShape, teacher: ModelShape) -> list[Loss]:

@@ -26,7 +26,7 @@ from hf_compress.chunked_logits import ChunkSettings
 from hf_compress.console_log import show_log
 from hf_compress.distillation import Distillation
 from hf_compress.given_teachers import GivenTeacher, Teacher, given_teachers, lessons, score_teachers
-from hf_compress.layers.checkpoint import refuse_other_layers
+from hf_compress.gradual_drop import follow_checkpoint, tell_after_drop
 from hf_compress.layers.peft import base_is_forgotten, save_dropped_base
 from hf_compress.loss_log import FiniteWatch, LossLog
 from hf_compress.losses.loss import Loss
@@ -41,12 +41,12 @@ from hf_compress.run_checks import (
     let_ddp_find_unused,
 )
 from hf_compress.several_teachers import members_of, reading_all, stored_members
-from hf_compress.task import TOKEN_KINDS, kind_of
+from hf_compress.task import kind_of
 from hf_compress.task_loss import labels_mean, refuse_foreign_loss, with_decoder_inputs
 from hf_compress.teacher_on_miss import ask_when_missing
 from hf_compress.teacher_to_disk import store_teachers
 from hf_compress.trials import TrialFlags, flags_left_out
-from hf_compress.trim_padding import TrimPaddingCollator
+from hf_compress.trim_padding import trimming
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +119,7 @@ class DistillTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self._always_divides = hasattr(self, "loss_is_scaled_for_ga")  # earlier Trainers do not where there is a compute_loss_func
         self.loss_is_scaled_for_ga = False
+        tell_after_drop(callbacks, lambda: self.distillation.student_changed() if self.distillation is not None else None)
         if self.train_dataset is not None:
             with all_or_none():
                 check_run(self, flags.phases)
@@ -148,6 +149,7 @@ class DistillTrainer(Trainer):
                 data = self.train_dataset
                 ask_when_missing(source, each.flags, each.model, kind_of(student), self.accelerator, self.processing_class, data)
         check_optimizer(self.optimizer, self.distillation.projections)
+        self.distillation.check_stages(from_disk=flags.teacher_cache_dir is not None)
         self._signature_columns = None  # to be read again, with the teacher's
         self._set_signature_columns_if_needed()
         for loss in self.distillation.losses:
@@ -203,9 +205,7 @@ class DistillTrainer(Trainer):
         collator = self.data_collator
         wanted = None if self.compression is None else self.compression.trim_padding
         if wanted or (wanted is None and not self._labels_alone):
-            half_on_gpu = self.args.device.type == "cuda" and (self.args.fp16 or self.args.bf16)
-            sequences = kind_of(self._student) in TOKEN_KINDS
-            self.data_collator = TrimPaddingCollator(collator, sequences, pad_to_multiple_of=8 if half_on_gpu else None)
+            self.data_collator = trimming(collator, self._student, self.args)
         if self.distillation is not None:
             spec = self.distillation.teacher_spec if self.distillation.running else self.distillation.whole_teacher_spec
             self.data_collator = reading_all(self.distillation.teacher, self.data_collator, spec)
@@ -280,7 +280,7 @@ class DistillTrainer(Trainer):
         if self._labels_alone:
             logger.info("No teacher, no losses and no flags of the distillation are given: training on the labels alone.")
             if self.model is not None:
-                refuse_other_layers(resume_from_checkpoint, self._student, self.args.output_dir)
+                self._follow_checkpoint(resume_from_checkpoint)
             return super().train(resume_from_checkpoint, *args, **kwargs)
         if self.model is None and self.distillation is not None:  # a search lets go of it after each trial
             self.model = self.distillation.student
@@ -298,6 +298,10 @@ class DistillTrainer(Trainer):
         finally:
             self.distillation.stop()
 
+    def _follow_checkpoint(self, checkpoint: str | bool | None) -> None:
+        folder, optimizer = self.args.output_dir, self.optimizer
+        follow_checkpoint(self.callback_handler.callbacks, self._student, checkpoint, output_dir=folder, optimizer=optimizer)
+
     def _distill(self, distillation: Distillation, resume_from_checkpoint: str | bool | None, *args: Any, **kwargs: Any) -> TrainOutput:
         phases = self.compression.phases if self.compression is not None else ()
         history: list[dict[str, float]] = []
@@ -305,7 +309,7 @@ class DistillTrainer(Trainer):
         def train_once(checkpoint: str | bool | None) -> TrainOutput:
             self._log_parts.restart()
             self._counts, self._own_loss_ran = None, False
-            refuse_other_layers(checkpoint, self._student, self.args.output_dir)
+            self._follow_checkpoint(checkpoint)
             output = super(DistillTrainer, self).train(checkpoint, *args, **kwargs)
             self._check_that_own_loss_runs()
             self._watch.check()

@@ -252,6 +252,9 @@ class Flags:
     dropped: tuple[int, ...] | None = None
     kept = None
     layer_drop_threshold = None
+    layer_drop_after_epochs = None
+    layer_drop_every_n_epochs = None
+    freeze_layers_before_drop = False
     freeze_embeddings = False
     frozen: tuple[int, ...] = ()
     stack = "both"

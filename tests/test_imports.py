@@ -37,16 +37,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "argument_values": {"errors"},
     "cache_arguments": {"argument_values", "cache", "errors"},
     "teacher_places": {"errors"},
-    "arguments": {"argument_file", "argument_values", "cache_arguments", "errors", "losses", "teacher_places"},
     "deepspeed_configs": {"argument_values", "errors"},
-    "script_arguments": {"argument_file", "argument_values", "arguments", "cache_arguments", "deepspeed_configs", "errors"},
     # more training data
     "augmentation": {"cache", "errors"},
     # students
     "projection_file": {"errors"},
     "console_log": set(),
-    "callbacks": {"arguments", "console_log", "errors", "layers"},
-    "training_arguments": {"arguments", "callbacks", "deepspeed_configs"},
+    "gradual_drop": {"errors", "layers"},
     # what models show
     "capture": {"attention", "errors", "layers", "selected_state", "signals"},
     "prediction_head": {"errors", "layers"},
@@ -56,6 +53,29 @@ MAY_IMPORT: dict[str, set[str]] = {
     "packed_signals": {"signals"},
     "cached_teacher": {"cache", "packed_signals", "signals"},
     "teacher_identity": {"cache", "errors", "layers", "signals", "task", "teacher_checks"},
+    # distilling
+    "projections": {"errors", "layers", "losses", "projection_file"},
+    "students": {"errors", "layers", "losses", "projection_file", "projections"},
+    "registration": set(),
+    "teacher_placement": {"errors", "layers", "signals", "teacher"},
+    "several_teachers": {"cached_teacher", "losses", "signals"},
+    # the trainers
+    "without_weights": {"errors", "students"},
+    # the trainers
+    # the trainers
+    # the trainers
+    "trim_padding": {"task"},
+    "loss_log": {"errors", "signals"},
+    "task_loss": {"errors", "layers", "task"},
+    "teacher_score": {"layers", "signals", "task", "task_loss"},
+    # what people call
+    "scripts": set(),
+    "process_checks": {"agreement", "cache", "errors", "losses", "teacher_identity", "teacher_places"},
+    "layer_drop_arguments": {"argument_values", "errors"},
+    "arguments": {"argument_file", "argument_values", "cache_arguments", "errors", "layer_drop_arguments", "losses", "teacher_places"},
+    "script_arguments": {"argument_file", "argument_values", "arguments", "cache_arguments", "deepspeed_configs", "errors"},
+    "callbacks": {"arguments", "console_log", "errors", "gradual_drop", "layers"},
+    "training_arguments": {"arguments", "callbacks", "deepspeed_configs"},
     "teacher_cache_budget": {"arguments", "cache", "errors", "signals"},
     "teacher_cache_run": {
         "agreement",
@@ -69,11 +89,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "teacher_cache_budget",
         "teacher_identity",
     },
-    # distilling
-    "projections": {"errors", "layers", "losses", "projection_file"},
-    "students": {"errors", "layers", "losses", "projection_file", "projections"},
-    "registration": set(),
-    "teacher_placement": {"errors", "layers", "signals", "teacher"},
     "teacher_side": {
         "arguments",
         "cache",
@@ -89,7 +104,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "teacher_placement",
     },
     "teacher_on_miss": {"arguments", "cache", "cached_teacher", "errors", "task", "teacher", "teacher_cache_run", "teacher_identity"},
-    "several_teachers": {"cached_teacher", "losses", "signals"},
     "progressive": {"arguments", "errors", "layers", "losses"},
     "distillation": {
         "capture",
@@ -104,16 +118,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "task",
         "teacher",
     },
-    # the trainers
-    "without_weights": {"errors", "students"},
-    # the trainers
-    # the trainers
-    # the trainers
-    "trim_padding": set(),
-    "loss_log": {"errors", "signals"},
     "phases": {"arguments", "distillation", "errors", "layers", "progressive"},
-    "task_loss": {"errors", "layers", "task"},
-    "teacher_score": {"layers", "signals", "task", "task_loss"},
     "trials": {"arguments", "callbacks", "errors"},
     "card": {
         "arguments",
@@ -130,8 +135,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "teacher",
         "without_weights",
     },
-    # what people call
-    "scripts": set(),
     "adapter_off": {"arguments", "capture", "errors", "layers", "losses", "signals", "task", "teacher", "teacher_side"},
     "run_checks": {"adapter_off", "arguments", "errors", "fsdp", "layers", "losses"},
     "given_teachers": {
@@ -164,7 +167,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "teacher_cache_run",
         "teacher_side",
     },
-    "process_checks": {"agreement", "cache", "errors", "losses", "teacher_identity", "teacher_places"},
     "trainer": {
         "agreement",
         "arguments",
@@ -175,6 +177,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "console_log",
         "distillation",
         "given_teachers",
+        "gradual_drop",
         "layers",
         "loss_log",
         "losses",
@@ -196,8 +199,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "callbacks",
         "card",
         "errors",
-        "layers",
-        "task",
+        "gradual_drop",
         "trainer",
         "trainer_seq2seq",
         "trials",

@@ -86,6 +86,18 @@ MUTATIONS: dict[str, tuple[str, str, str, str]] = {
         "(i, round(i * teacher_layers / student_layers) - 1) for i",
         "tests/losses/test_hidden_states.py::test_the_default_map_is_uniform_and_layers_add_up",
     ),
+    "layers that are due": (
+        "layers/schedule.py",
+        'epochs // asked["every_n_epochs"] - len(each.dropped)',
+        'epochs // asked["every_n_epochs"]',
+        "tests/layers/test_schedule.py::test_when_layers_go",
+    ),
+    "moments of dropped layers": (
+        "gradual_drop.py",
+        'group["params"][:] = [parameter for parameter in group["params"] if id(parameter) not in left_out]',
+        'group["params"][:] = list(group["params"])',
+        "tests/test_gradual_drop.py::test_weights_moments_and_learning_rate_go_on[iterative]",
+    ),
     "captured layer": (
         "capture.py",
         "output[0] if isinstance(output, tuple) else output)",

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertForMaskedLM, BertForSequenceClassification
 
-from hf_compress.errors import ArgumentError
+from hf_compress import save_student
+from hf_compress.errors import ArgumentError, TeacherError
 from hf_compress.losses.hidden_states import HiddenStatesLoss
-from hf_compress.projection_file import FILE_NAME, read_projections, shared_projection
+from hf_compress.projection_file import FILE_NAME, read_models, read_projections, shared_projection, write_projections
 from hf_compress.projections import loaded_from
 from hf_compress.students.from_teacher import student_from_teacher
 from hf_compress.trainer import DistillTrainer
@@ -118,3 +119,26 @@ def test_a_student_of_another_width_has_nothing_of_its_teachers_folder(tmp_path:
     first_stage(tmp_path)
     student = student_from_teacher(BertForSequenceClassification.from_pretrained(tmp_path), hidden_size=8, num_attention_heads=2)
     assert loaded_from(student) is None
+
+
+@pytest.mark.parametrize("which", ["student", "teacher"])
+def test_what_was_learnt_between_other_models_is_refused(tmp_path: Path, which: str) -> None:
+    learnt = first_stage(tmp_path)
+    models = {"student": "bert", "teacher": "bert", "student_hidden_size": "8", "teacher_hidden_size": "16"}
+    assert read_models(tmp_path) == models
+    write_projections(tmp_path, learnt, {**models, which: "roberta"})
+    with pytest.raises(TeacherError, match=f"learnt with a {which} of the kind roberta, and the {which} of this run is a bert"):
+        second_stage(tmp_path / "second", tmp_path, [HiddenStatesLoss()])
+    write_projections(tmp_path, learnt, {})  # one that does not say
+    trainer = second_stage(tmp_path / "second", tmp_path, [HiddenStatesLoss()])
+    assert trainer.distillation is not None
+    assert torch.equal(trainer.distillation.projections.state_dict()[f"{NAME}.weight"], learnt[f"{NAME}.weight"])
+
+
+def test_a_students_projections_are_written_with_it(tmp_path: Path) -> None:
+    trainer = trained(tmp_path / "run", [HiddenStatesLoss()])
+    save_student(trainer.model, tmp_path / "student")
+    assert trainer.distillation is not None
+    stored = read_projections(tmp_path / "student")
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in trainer.distillation.projections.state_dict().items())
+    assert read_models(tmp_path / "student")["teacher"] == "bert"

@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_compress.cached_teacher import CachedTeacher
 from hf_compress.cli.app import main
-from hf_compress.errors import CacheError, LossError
+from hf_compress.errors import ArgumentError, CacheError, LossError
 from hf_compress.losses.recipes import RECIPES, RecipeName, losses_of
 from hf_compress.losses.relations import ValueRelationsLoss
 from tests.cached_runs import Recording, cached, data, refused, run, tokenizer
@@ -83,3 +83,12 @@ def test_what_is_stored_of_attention_can_be_read_off_the_cache(tmp_path: Path, c
     assert "loss_key_relations" in later.state.log_history[0]
     message = refused(tmp_path / "other", CacheError, teacher_cache_dir=cache, losses=[ValueRelationsLoss("2:4")])
     assert "ask for attention_vectors.layers.4.values" in message and "attention_vectors.layers.3.values" in message
+
+
+@pytest.mark.parametrize("recipe", ["logits", "minilm", "minilmv2"])
+def test_part_of_states_that_nobody_compares_is_refused(recipe: RecipeName, tmp_path: Path) -> None:
+    words = "--hidden_states_selection 3t would have no effect"
+    refused(tmp_path, ArgumentError, words, guide=teacher(), losses=None, distill_recipe=recipe, hidden_states_selection="3t")
+    assert not (tmp_path / "cache" / "manifest.json").exists()
+    run(tmp_path, teacher(), losses=None, distill_recipe=recipe, hidden_states_selection="all")  # the default
+    refused(tmp_path, ArgumentError, words, guide=None, losses=None, distill_recipe=recipe, hidden_states_selection="3t")

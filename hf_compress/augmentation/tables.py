@@ -169,7 +169,10 @@ def _of_parquet(path: Path) -> Dataset:
 
 
 def _of_json(path: Path) -> Dataset:
-    text = path.read_text(encoding="utf-8-sig")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} cannot be read as UTF-8, as JSON is written: {error}. Save it in that encoding.") from error
     try:
         if text.lstrip().startswith("["):
             rows = json.loads(text)

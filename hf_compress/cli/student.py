@@ -141,8 +141,12 @@ def _of_general_tinybert(flags: argparse.Namespace) -> int:
         )
     found = read_general_tinybert(flags.teacher)
     found.save(flags.output_dir)
-    config, (wide, narrow) = found.model.config, found.weight.shape
+    config, (wide, narrow) = found.model.config, found.projections[0][0].shape
     print(f"General TinyBERT: {config.num_hidden_layers} layers x {config.hidden_size}, {config.num_attention_heads} heads, its vocabulary")
-    print(f"projection {narrow} -> {wide} (fit_dense): where a distilling run starts; the head of its pre-training is left out")
+    several = len(found.projections)
+    which = "projection" if several == 1 else f"{several} projections, one for each layer and the embeddings,"
+    print(f"{which} {narrow} -> {wide}: where a distilling run starts; the head of its pre-training is left out")
+    if several > 1:
+        print("losses that take one for each layer: HiddenStatesLoss(projection='per_layer') and EmbeddingsLoss(projection='per_layer')")
     print(f"\n{flags.output_dir}: {type(found.model).__name__}, {type(found.tokenizer).__name__}")
     return 0

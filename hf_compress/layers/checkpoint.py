@@ -41,20 +41,24 @@ def recorded_in_checkpoint(args: Any) -> dict[str, KeptLayers] | None:
     return recorded
 
 
-def refuse_other_layers(checkpoint: Any, model: nn.Module, output_dir: str | None = None) -> None:
+def checkpoint_folder(checkpoint: Any, output_dir: str | None) -> Any:
+    """The checkpoint that is meant: a folder as it is, and for True the newest in `output_dir`."""
+    if checkpoint is True and output_dir and Path(output_dir).is_dir():
+        newest: Callable[[str], str | None] = get_last_checkpoint
+        return newest(output_dir)
+    return checkpoint
+
+
+def refuse_other_layers(checkpoint: Any, model: nn.Module) -> None:
     """See that a checkpoint's config records the same layers as the model's.
 
     Args:
-        checkpoint: a folder, or True for the newest in `output_dir`; what is no folder, and one without a config (adapters only), passes.
+        checkpoint: a folder; what is no folder, and one without a config (adapters only), passes.
         model: with the layers that it will be trained with.
-        output_dir: of the run.
 
     Raises:
         LayerDropError: naming both, and what the checkpoint's run was asked for.
     """
-    if checkpoint is True and output_dir and Path(output_dir).is_dir():
-        newest: Callable[[str], str | None] = get_last_checkpoint
-        checkpoint = newest(output_dir)
     file = Path(checkpoint) / "config.json" if isinstance(checkpoint, str) else None
     if file is None or not file.is_file():
         return

@@ -142,19 +142,28 @@ def apply_drop(model: nn.Module, drop: LayerDrop) -> None:
     if drop.already_done:
         logger.info("The model's config records this drop already: %s. Nothing is changed.", drop)
         return
-    owner = pretrained_model(model)
-    stacks = find_stacks(model)
-    renumber_adapters(model, {name: (stacks[name], stack.kept) for name, stack in drop.stacks.items()})
-    for name, stack_drop in drop.stacks.items():
-        edits = config_edits(stacks[name], stack_drop.kept)
-        stacks[name].remove(stack_drop.dropped)
-        for edit in edits:
-            edit.apply()
+    take_out(model, {name: stack.dropped for name, stack in drop.stacks.items()})
     written = drop.request.written()
     forget_base(model)
+    owner = pretrained_model(model)
     owner.add_model_tags(["hf_compress", "layer-dropping"])  # of its card on the hub, whoever pushes it
     record_drop(owner.config, {name: KeptLayers(stack.kept, stack.num_layers, written) for name, stack in drop.stacks.items()})
     logger.info("%s", drop)
+
+
+def take_out(model: nn.Module, layers: Mapping[str, tuple[int, ...]]) -> None:
+    """Take layers, counted from 1 in each stack as it is now, out of the model and its config; nothing is checked or recorded."""
+    stacks = find_stacks(model)
+    kept = {
+        name: (stacks[name], tuple(layer for layer in range(1, stacks[name].depth + 1) if layer not in dropped))
+        for name, dropped in layers.items()
+    }
+    renumber_adapters(model, kept)
+    for name, (stack, left) in kept.items():
+        edits = config_edits(stack, left)
+        stack.remove(layers[name])
+        for edit in edits:
+            edit.apply()
 
 
 def dropped_parameters(model: nn.Module, drop: LayerDrop) -> set[nn.Parameter]:

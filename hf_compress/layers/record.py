@@ -2,7 +2,8 @@
 
     config.hf_compress = {"layer_drop": {"layers": {"kept": [1, 2, 5, 6], "num_layers": 6, "request": {"strategy": "symmetric"}}}}
 
-There is one entry for each stack: "layers", or "encoder" and "decoder". Layers are counted from 1 in the full model.
+There is one entry for each stack: "layers", or "encoder" and "decoder". Layers are counted from 1 in the full model. While layers go
+one after another (`layers.schedule`), an entry has "to_drop" too: those still to go, in their order.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ DROP_KEY = "layer_drop"
 class KeptLayers:
     """The layers of one stack that dropping kept.
 
-    `kept` counts from 1 in the full model of `num_layers`; `request` holds what was asked for, without what was left out.
+    `kept` counts from 1 in the full model of `num_layers`; `request` holds what was asked for, without what was left out; `to_drop` are
+    those of the kept layers that a schedule is still to drop, the next one first.
     """
 
     kept: tuple[int, ...]
     num_layers: int
     request: tuple[tuple[str, Any], ...] = ()
+    to_drop: tuple[int, ...] = ()
 
     @property
     def dropped(self) -> tuple[int, ...]:
@@ -36,6 +39,11 @@ def recorded_drop(config: Any) -> dict[str, KeptLayers] | None:
 
     `config` is a transformers config or what lies in a config.json, as a dict.
     """
+    return {name: each for name, each in (recorded_layers(config) or {}).items() if each.dropped} or None
+
+
+def recorded_layers(config: Any) -> dict[str, KeptLayers] | None:
+    """The same, and the stacks of which a schedule has dropped no layer yet."""
     written = config.get(CONFIG_KEY) if isinstance(config, dict) else getattr(config, CONFIG_KEY, None)
     if not isinstance(written, dict) or not written.get(DROP_KEY):
         return None
@@ -44,6 +52,7 @@ def recorded_drop(config: Any) -> dict[str, KeptLayers] | None:
             kept=tuple(int(layer) for layer in entry["kept"]),
             num_layers=int(entry["num_layers"]),
             request=tuple(sorted((key, _frozen(value)) for key, value in entry.get("request", {}).items())),
+            to_drop=tuple(int(layer) for layer in entry.get("to_drop", ())),
         )
         for name, entry in written[DROP_KEY].items()
     }
@@ -56,6 +65,8 @@ def record_drop(config: Any, stacks: dict[str, KeptLayers]) -> None:
     for name, kept in stacks.items():
         request = {key: list(value) if isinstance(value, tuple) else value for key, value in kept.request}
         entries[name] = {"kept": list(kept.kept), "num_layers": kept.num_layers, "request": request}
+        if kept.to_drop:
+            entries[name]["to_drop"] = list(kept.to_drop)
     written[DROP_KEY] = entries
     setattr(config, CONFIG_KEY, written)
 

@@ -32,7 +32,8 @@ def named_layers(layers: Any, name: str) -> tuple[Any, ...] | None:
 class DropRequest:
     """Which layers are to go: by strategy, by number, or by naming those that stay.
 
-    `stack` is "encoder" or "decoder" to touch only that one; None is both. Raises LayerDropError where the parts contradict each other.
+    `stack` is "encoder" or "decoder" to touch only that one; None is both. When they go: at once, before training, where neither
+    `after_epochs` nor `every_n_epochs` is given (see `layers.schedule`). Raises LayerDropError where the parts contradict each other.
     """
 
     strategy: LayerDropStrategy | None = None
@@ -41,6 +42,9 @@ class DropRequest:
     layers_to_keep: tuple[int, ...] | None = None
     threshold: float | None = None
     stack: str | None = None
+    after_epochs: int | None = None
+    every_n_epochs: int | None = None
+    freeze_before_drop: bool | None = None
 
     @classmethod
     def of(
@@ -52,6 +56,9 @@ class DropRequest:
         layers_to_keep: Sequence[int] | None = None,
         threshold: float | None = None,
         stack: str | None = None,
+        after_epochs: int | None = None,
+        every_n_epochs: int | None = None,
+        freeze_before_drop: bool = False,
     ) -> DropRequest:
         """The request, from arguments as people give them."""
         return cls(
@@ -61,6 +68,9 @@ class DropRequest:
             layers_to_keep=named_layers(layers_to_keep, "layers_to_keep"),
             threshold=threshold,
             stack=None if stack == "both" else stack,
+            after_epochs=after_epochs,
+            every_n_epochs=every_n_epochs,
+            freeze_before_drop=freeze_before_drop or None,
         )
 
     def __post_init__(self) -> None:
@@ -79,6 +89,28 @@ class DropRequest:
             self._check_number()
         if self.threshold is not None:
             self._check_threshold()
+        self._check_schedule()
+
+    @property
+    def is_gradual(self) -> bool:
+        """Whether layers go while the model is trained, and not before."""
+        return self.after_epochs is not None or self.every_n_epochs is not None
+
+    def _check_schedule(self) -> None:
+        for name in ("after_epochs", "every_n_epochs"):
+            epochs = getattr(self, name)
+            if epochs is not None and (isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1):
+                raise LayerDropError(f"{name} is {epochs!r}, but layers go between two epochs: give a whole number of at least 1.")
+        if self.after_epochs is not None and self.every_n_epochs is not None:
+            raise LayerDropError(
+                f"after_epochs ({self.after_epochs}: all layers go at once) and every_n_epochs ({self.every_n_epochs}: one after another) "
+                "are given together: leave one."
+            )
+        if self.freeze_before_drop and not self.is_gradual:
+            raise LayerDropError(
+                "freeze_before_drop keeps the layers that are to go from being trained until they go, but they go before training: say "
+                "when, with after_epochs or every_n_epochs."
+            )
 
     def _check_number(self) -> None:
         number = self.num_layers_to_drop
@@ -133,6 +165,8 @@ class DropRequest:
         """Whether this request, on the full model, is the one that `recorded` came from, or names the same layers."""
         if self.strategy == "contribution":
             asked = dict(recorded.request)
+            if recorded.to_drop:
+                return False
             if asked.get("strategy") != "contribution":
                 return False
             other = DropRequest("contribution", num_layers_to_drop=asked.get("num_layers_to_drop"), threshold=asked.get("threshold"))

@@ -70,8 +70,9 @@ class RelationsLoss(Loss):
         for shape in (student, teacher):
             if not shape.shows_attention_vectors:
                 raise LossError(
-                    f"{shape.name} computes its attention in a way of its own, or is on disk without it: its {self.kind} cannot be seen. "
-                    f"Leave them out: --distill_weights {self.name}=0, or take the recipe logits, distilbert or pkd."
+                    f"{shape.name} computes its attention in a way of its own (as where queries and values have heads of other widths), or "
+                    f"is on disk without it: its {self.kind} cannot be seen. Leave them out: --distill_weights {self.name}=0, or take "
+                    "the recipe logits, distilbert or pkd."
                 )
         resolved = []
         for name in stacks_in_both(self, student, teacher):

@@ -79,6 +79,9 @@ class TransportLoss(Loss):
         """Sum over real tokens."""
         real = batch.token_masks[self.stack or ""]
         ours, theirs = (self._flat(shown, batch) for shown in (self._of_student(student), self._of_teacher(teacher)))
+        # What all layers have in common would drown their differences in the squares below, and makes no difference to s - t.
+        common = theirs.mean(1, keepdim=True).detach()
+        ours, theirs = ours - common, theirs - common
         # |s - t|^2 = |s|^2 + |t|^2 - 2 s.t: one product of matrices, and not a pass over the largest tensors for each pair of layers.
         squares = ours.pow(2).sum(2)[:, :, None] + theirs.pow(2).sum(2)[:, None, :]
         errors = squares - 2 * ours @ theirs.transpose(1, 2)  # (batch, student layers, teacher layers), summed over tokens

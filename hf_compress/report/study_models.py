@@ -131,6 +131,11 @@ def _student(flags: CompressionArguments, path: str, kind: Kind) -> nn.Module:
                 "--layer_drop_strategy contribution measures which layers to drop when a run begins, so a study cannot plan its arms. "
                 "Drop them first (--layers_to_keep with the layers that a run kept), or name the layers."
             )
+        if flags.layer_drop_after_epochs is not None or flags.layer_drop_every_n_epochs is not None:
+            raise ArgumentError(
+                "--layer_drop_after_epochs and --layer_drop_every_n_epochs change the student while it trains, and all arms of a study "
+                "read one teacher on disk. Leave them out."
+            )
         drop_layers(
             model,
             strategy=flags.strategy,

@@ -90,6 +90,8 @@ class ModelArguments:
     ignore_mismatched_sizes: bool = field(default=False, metadata={"help": "Load a model whose head has another size."})
 
 
+# For .csv: an empty cell alone is empty; "null", "NA" and "None" are texts as others are.
+WORDS_STAY: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
 NAMED = "label_name"  # the labels as the file has them, until they are ids
 FILE_FLAGS = {"train": "--train_file", "validation": "--validation_file", "test": "--test_file"}
 
@@ -113,7 +115,7 @@ def load_splits(arguments: DataArguments, cache_dir: str | None) -> DatasetDict:
     for split, path in files.items():
         if kind == "csv" and not has_rows(Path(path)):
             raise ValueError(f"{FILE_FLAGS[split]} {path} holds no examples: there is nothing below its header.")
-    splits = load_dataset(kind, data_files=files, cache_dir=cache_dir)
+    splits = load_dataset(kind, data_files=files, cache_dir=cache_dir, **(WORDS_STAY if kind == "csv" else {}))
     check_files(splits, files, arguments.task_name)
     return splits if task is None else in_place(task, splits, files)
 

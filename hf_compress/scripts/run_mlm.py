@@ -125,7 +125,10 @@ def load_text(arguments: DataArguments, cache_dir: str | None, *, with_validatio
         endings = {Path(path).suffix.lstrip(".") for path in files.values()}
         if len(endings) != 1 or not endings <= KINDS.keys():
             raise ValueError(f"The files must be of one kind, {', '.join(KINDS)}, not {', '.join(sorted(endings))}.")
-        splits = load_dataset(KINDS[endings.pop()], data_files=files, cache_dir=cache_dir)
+        kind = KINDS[endings.pop()]
+        # Of a .csv, an empty cell alone is empty; "null", "NA" and "None" are texts as others are.
+        words_stay: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if kind == "csv" else {}
+        splits = load_dataset(kind, data_files=files, cache_dir=cache_dir, **words_stay)
     if with_validation and "validation" not in splits:
         count = len(splits["train"])
         held_back = math.ceil(count * arguments.validation_split_percentage / 100)

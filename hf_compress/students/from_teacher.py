@@ -40,7 +40,7 @@ def student_from_teacher(
     records which they were, so a layer map can follow. With another width it has the teacher's architecture, head and label names, and
     random weights, as TinyBERT (4 layers, 312, 12 heads, 1200; arXiv 1909.10351). With `init="pca"` those weights are fitted to what the
     teacher computes on examples, in the principal subspace of its hidden states (see `students/warm_start.py`), and the student carries
-    the projection back to the teacher's width, where a `DistillTrainer` finds it.
+    the projection back to the teacher's width, where a `DistillTrainer` finds it; `save_student` writes both.
 
     Args:
         teacher: a model, or a folder or name to load it from.

@@ -229,6 +229,8 @@ def _cut(
     )
     with torch.random.fork_rng(devices=[]):
         student: Any = model_class(config)
+    if getattr(encoder, "pooler", None) is None and getattr(student.base_model, "pooler", None) is not None:
+        student.base_model.pooler = None  # a class that may have one or not, as BertModel(config, add_pooling_layer=False)
     student.load_state_dict(state)
     pruned: PreTrainedModel = student.to(next(source.parameters()).device, source.dtype)
     return pruned

@@ -12,8 +12,11 @@ from hf_compress.projection_file import FILE_NAME
 from hf_compress.projections import ATTRIBUTE, Projections
 
 
-def save_student(student: PreTrainedModel, output_dir: str | Path, tokenizer_source: str | Path | None) -> str | None:
+def save_student(student: PreTrainedModel, output_dir: str | Path, tokenizer_source: str | Path | None = None) -> str | None:
     """Write the student, the projections that it carries, and a copy of the teacher's tokenizer (or image processor).
+
+    `student.save_pretrained` alone leaves the projections behind, from which a distilling run would start: those of `init="pca"`, and
+    those that a run has learnt.
 
     Args:
         student: what to save.
@@ -25,6 +28,9 @@ def save_student(student: PreTrainedModel, output_dir: str | Path, tokenizer_sou
 
     Raises:
         ArgumentError: the folder is the teacher's own, or a file.
+
+    Example:
+        >>> save_student(student_from_teacher("bert", hidden_size=312, init="pca", examples=batches), "tiny", "bert")  # doctest: +SKIP
     """
     folder = Path(output_dir)
     check_output_dir(folder, tokenizer_source)

@@ -3,6 +3,7 @@
     config.json          BERT's sizes, and no model_type, so AutoConfig cannot read it
     pytorch_model.bin    bert.*         the encoder; its norms may have BERT's first names, gamma and beta
                          fit_dense.*    the learnt projection to the teacher's width: where the student's projection starts
+                         fit_denses.N.* in its place, in the second version: one for each layer, and N = 0 for the embeddings
                          cls.*          a head that general distillation does not train: left out
     vocab.txt            the vocabulary
 
@@ -26,7 +27,7 @@ from transformers.utils.hub import cached_file
 
 from hf_compress.errors import ArgumentError
 from hf_compress.layers.stack import find_stacks
-from hf_compress.projection_file import shared_projection, write_projections
+from hf_compress.projection_file import layer_projection, shared_projection, write_projections
 from hf_compress.students.save import check_output_dir
 
 _SIZES = (
@@ -42,6 +43,7 @@ _SETTINGS = ("hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _PROJECTION = "fit_dense"
+_PROJECTIONS = "fit_denses"
 
 
 @dataclass(frozen=True)
@@ -51,23 +53,28 @@ class GeneralTinyBert:
     Attributes:
         model: the encoder.
         tokenizer: of its vocabulary.
-        weight: (teacher's width, width), of the projection.
-        bias: (teacher's width,), of the projection.
+        projections: of each, weight (teacher's width, width) and bias (teacher's width,): the one that all layers share, or one each, the
+            embeddings' first.
     """
 
     model: BertModel
     tokenizer: BertTokenizer
-    weight: Tensor
-    bias: Tensor
+    projections: tuple[tuple[Tensor, Tensor], ...]
 
     def save(self, output_dir: str | Path) -> None:
-        """Write a student that `from_pretrained` loads, and its projection, from which a distilling run starts."""
+        """Write a student that `from_pretrained` loads, and its projections, from which a distilling run starts."""
         check_output_dir(output_dir, None)
         self.model.save_pretrained(output_dir)
         self.tokenizer.save_pretrained(output_dir)
         (stack,) = find_stacks(self.model)
-        name = shared_projection(stack)
-        write_projections(output_dir, {f"{name}.weight": self.weight, f"{name}.bias": self.bias})
+        shared = len(self.projections) == 1
+        names = [shared_projection(stack)] if shared else [layer_projection(stack, layer) for layer in range(len(self.projections))]
+        pairs = list(zip(names, self.projections, strict=True))
+        write_projections(
+            output_dir,
+            {f"{name}.weight": weight for name, (weight, _) in pairs} | {f"{name}.bias": bias for name, (_, bias) in pairs},
+            {"student": self.model.config.model_type, "student_hidden_size": str(self.model.config.hidden_size)},
+        )
 
 
 def is_general_tinybert(name_or_path: str) -> bool:
@@ -93,14 +100,15 @@ def read_general_tinybert(name_or_path: str) -> GeneralTinyBert:
     tensors = _tensors(name_or_path)
     model = BertModel(config)
     expected = {f"bert.{name}": tensor.shape for name, tensor in model.state_dict().items()}
-    outputs = _teacher_width(tensors)
-    expected |= {f"{_PROJECTION}.weight": torch.Size((outputs, config.hidden_size)), f"{_PROJECTION}.bias": torch.Size((outputs,))}
+    names = _projections(tensors, config.num_hidden_layers)
+    outputs = _teacher_width(tensors, names[0])
+    for name in names:
+        expected |= {f"{name}.weight": torch.Size((outputs, config.hidden_size)), f"{name}.bias": torch.Size((outputs,))}
     _compare(name_or_path, expected, tensors)
     model.load_state_dict({name: tensors[f"bert.{name}"] for name in model.state_dict()})
     tokenizer = _tokenizer(name_or_path, config.vocab_size)
-    weight, bias = (tensors[f"{_PROJECTION}.{name}"].float() for name in ("weight", "bias"))
     model.train(False)
-    return GeneralTinyBert(model, tokenizer, weight, bias)
+    return GeneralTinyBert(model, tokenizer, tuple((tensors[f"{name}.weight"].float(), tensors[f"{name}.bias"].float()) for name in names))
 
 
 def _file(name_or_path: str, name: str) -> Path | None:
@@ -159,9 +167,16 @@ def _tensors(name_or_path: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _teacher_width(tensors: dict[str, Tensor]) -> int:
-    """How many numbers the projection gives; 0 where there is none, which is then said to be missing."""
-    bias = tensors.get(f"{_PROJECTION}.bias")
+def _projections(tensors: dict[str, Tensor], num_layers: int) -> list[str]:
+    """What the projections are called: the one that all share, or one for the embeddings and one for each layer."""
+    if any(name.startswith(f"{_PROJECTIONS}.") for name in tensors):
+        return [f"{_PROJECTIONS}.{layer}" for layer in range(num_layers + 1)]
+    return [_PROJECTION]
+
+
+def _teacher_width(tensors: dict[str, Tensor], projection: str) -> int:
+    """How many numbers a projection gives; 0 where there is none, which is then said to be missing."""
+    bias = tensors.get(f"{projection}.bias")
     return len(bias) if bias is not None and bias.dim() == 1 else 0
 
 

@@ -99,7 +99,7 @@ def warm_start(
     held_out = ~sample.fitted
     errors = tuple(_missed(projection(state[held_out]), targets[of][held_out]) for state, of in zip(reached, compared, strict=True))
     name = shared_projection(theirs.name)
-    attached = Projections.attach(student, {name: Projection(hidden_size, width)})
+    attached = Projections.attach(student, {name: Projection(hidden_size, width)}, teacher=str(teacher.config.model_type))
     attached.load_state_dict({f"{name}.weight": projection.weight, f"{name}.bias": projection.bias})
     record = WarmStartRecord(str(layer_map), errors, len(sample.fitted), head is not None or teacher.base_model is teacher)
     record_warm_start(student.config, record)

@@ -147,3 +147,11 @@ def test_numbers_and_labels_of_a_csv_are_no_texts() -> None:
     with pytest.raises(DataError, match=r"'sentiment' of f\.csv has only 2 different values in 40 examples, as labels have"):
         choose_text_columns(named, None, "f.csv")
     assert choose_text_columns(named, ["text"], "f.csv") == ["text"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl"])
+def test_another_encoding_is_one_line(tmp_path: Path, suffix: str) -> None:
+    content = "text,label\ncaf\xe9,1\n" if suffix == "csv" else '{"text": "caf\xe9", "label": 1}\n'
+    (tmp_path / f"train.{suffix}").write_bytes(content.encode("latin-1"))
+    with pytest.raises(DataError, match=f"train.{suffix}.* cannot be read.*utf-8"):
+        read_table(str(tmp_path / f"train.{suffix}"))

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, MiniCPM3Config
 
 from hf_compress.errors import LossError
 from hf_compress.layers.layer_map import LayerMap
@@ -152,3 +153,14 @@ def test_models_that_hide_their_attention_are_refused() -> None:
     hidden = ModelShape("XLNet", "sequence_classification", {"layers": Stack(2, 8, 2)}, shows_attention_vectors=False)
     with pytest.raises(LossError, match=r"its keys cannot be seen.*key_relations=0"):
         KeyRelationsLoss().resolve(shape(2, 8, 2), hidden)
+
+
+def test_heads_of_other_widths_for_values_are_refused() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    latent = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+    model = AutoModelForCausalLM.from_config(MiniCPM3Config(vocab_size=50, **sizes, **latent))
+    usual = ModelShape.of(AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=50, **sizes, head_dim=12)))
+    assert usual.shows_attention_vectors
+    for student, teacher in ((ModelShape.of(model), usual), (usual, ModelShape.of(model))):
+        with pytest.raises(LossError, match=r"MiniCPM3ForCausalLM computes its attention in a way of its own .* other widths"):
+            ValueRelationsLoss().resolve(student, teacher)

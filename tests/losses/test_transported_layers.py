@@ -126,3 +126,15 @@ def test_maps_and_refusals() -> None:
     other = ModelShape("Model", "sequence_classification", {"layers": Stack(4, 3, 3)})
     with pytest.raises(LossError, match=r"student has 2 heads and the teacher 3 \(all layers\)"):
         AttentionScoresTransportLoss().resolve(shape(2), other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_all_layers_have_in_common_does_not_drown_their_differences(kind: type[TransportLoss]) -> None:
+    loss, (common,) = resolved(kind, 2, 4), random_layers(kind, 1)
+    ours, theirs = ([(layer + 1e3 * common).float() for layer in random_layers(kind, count)] for count in (2, 4))
+    exact = loss(shown(kind, [each.double() for each in ours]), shown(kind, [each.double() for each in theirs]), batch_of(MASK))
+    ours[0].requires_grad_()
+    found = loss(shown(kind, ours), shown(kind, theirs), batch_of(MASK))
+    assert found.item() == pytest.approx(exact.item(), rel=1e-4)
+    (gradient,) = torch.autograd.grad(found, ours[0])
+    assert float(gradient.abs().max()) < 10  # of differences of about 1

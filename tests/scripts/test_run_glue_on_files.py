@@ -12,7 +12,7 @@ import pytest
 from datasets import DatasetDict
 from transformers.utils import logging as transformers_logging
 
-from hf_compress.scripts.run_glue import in_place, main
+from hf_compress.scripts.run_glue import DataArguments, in_place, load_splits, main
 from tests.tiny_glue import split, write_glue
 from tests.tiny_text import labelled, model_folder
 
@@ -85,3 +85,15 @@ def test_a_file_takes_the_place_of_both_of_mnli(tmp_path: Path) -> None:
     whole = in_place(task, DatasetDict(validation=split(2, 7)), {"validation": "valid.csv"})
     assert set(whole) == {"train", "test_matched", "validation"}
     assert (len(whole["validation"]), len(whole["train"])) == (2, 4)
+
+
+def test_words_that_mean_nothing_elsewhere_are_words(tmp_path: Path) -> None:
+    texts = ["null", "NA", "None", "nan", "N/A", "a text"]
+    (tmp_path / "train.csv").write_text(
+        "".join(f"{text},{label}\n" for text, label in [("sentence", "label"), *zip(texts, "010101", strict=True)])
+    )
+    train = load_splits(DataArguments(train_file=str(tmp_path / "train.csv")), str(tmp_path / "cache"))["train"]
+    assert (train["sentence"][:], train["label"][:]) == (texts, [0, 1, 0, 1, 0, 1])
+    (tmp_path / "train.csv").write_text("sentence,label\na text,0\n,1\n")
+    with pytest.raises(ValueError, match="the column 'sentence' is empty in example 2"):
+        load_splits(DataArguments(train_file=str(tmp_path / "train.csv")), str(tmp_path / "cache"))

@@ -205,11 +205,11 @@ def test_special_tokens_of_a_tokenizer_that_knows_no_letter() -> None:
 
 
 def test_files_with_columns(tmp_path: Path) -> None:
-    for name, content in (("one.csv", "id,text\n1,the room\n2,the bed\n"), ("two.jsonl", '{"said": "the room"}\n{"said": "the bed"}\n')):
+    for name, content in (("one.csv", "id,text\n1,the room\n2,null\n"), ("two.jsonl", '{"said": "the room"}\n{"said": "null"}\n')):
         (tmp_path / name).write_text(content)
         splits = load_text(DataArguments(train_file=str(tmp_path / name)), str(tmp_path / "cache"), with_validation=True)
         column = "text" if name == "one.csv" else "said"
-        assert (splits["validation"][column][:], splits["train"][column][:]) == (["the room"], ["the bed"])
+        assert (splits["validation"][column][:], splits["train"][column][:]) == (["the room"], ["null"])  # a word as others are
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(ValueError, match="The train split holds no text in its column 'text'"):
         load_text(DataArguments(train_file=str(tmp_path / "empty.txt")), str(tmp_path / "cache"), with_validation=False)

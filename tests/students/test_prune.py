@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertForNextSentencePrediction, BertForSequenceClassification, PreTrainedModel
+from transformers import BertForNextSentencePrediction, BertForSequenceClassification, BertModel, PreTrainedModel
 
 from hf_compress.errors import ArgumentError, DataError, LayerDropError, TeacherError
 from hf_compress.layers.record import recorded_drop
@@ -18,7 +18,7 @@ from hf_compress.students.prune import prune_student
 from hf_compress.students.pruned_models import Pruned
 from hf_compress.students.pruning_record import describe_pruning, recorded_pruning
 from tests.students.pruning import FAMILIES, HEAD_SIZE, HEADS, NEURONS, labelled, teacher
-from tests.tiny_models import tiny_batch, tiny_model
+from tests.tiny_models import tiny_batch, tiny_config, tiny_model
 
 
 def outputs(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -234,3 +234,12 @@ def test_other_architectures_are_refused_with_the_list() -> None:
         prune_student(BertForNextSentencePrediction(tiny_model("bert").config), num_hidden_layers=2)
     with pytest.raises(TeacherError, match="used as a decoder"):
         prune_student(teacher(is_decoder=True, head="base"), num_hidden_layers=2)
+
+
+def test_a_model_without_a_pooler() -> None:
+    model = BertModel(tiny_config("bert", num_layers=3), add_pooling_layer=False).eval()
+    for pruned in ({"embedding_rank": 4}, {"num_hidden_layers": 2}):
+        student = prune_student(model, **pruned)
+        assert student.pooler is None
+        assert outputs(student, tiny_batch(model)).shape == outputs(model, tiny_batch(model)).shape
+    assert torch.equal(outputs(prune_student(model, embedding_rank=16), tiny_batch(model)), outputs(model, tiny_batch(model)))

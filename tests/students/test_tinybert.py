@@ -13,9 +13,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_compress.cli.app import main
 from hf_compress.errors import ArgumentError
+from hf_compress.losses.hidden_states import EmbeddingsLoss, HiddenStatesLoss
 from hf_compress.projection_file import read_projections
 from hf_compress.students.tinybert import is_general_tinybert, read_general_tinybert
+from hf_compress.trainer import DistillTrainer
 from tests.tiny_models import tiny_model
+from tests.tiny_runs import arguments, rows
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(45))]
 # As it was published: no model_type, no architectures.
@@ -90,16 +93,46 @@ def test_it_computes_what_the_published_encoder_does(tmp_path: Path) -> None:
         assert torch.allclose(found.model(input_ids=ids).last_hidden_state, expected, atol=1e-6)
 
 
+def without(*names: str) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in published().items() if name not in names}
+
+
+def of_the_second_version() -> dict[str, torch.Tensor]:
+    """One map for each layer in place of one for all, the embeddings' first."""
+    generator, theirs = torch.Generator().manual_seed(2), without("fit_dense.weight", "fit_dense.bias")
+    for layer in range(4):
+        theirs[f"fit_denses.{layer}.weight"] = torch.randn(32, 16, generator=generator)
+        theirs[f"fit_denses.{layer}.bias"] = torch.randn(32, generator=generator)
+    return theirs
+
+
+def test_one_map_for_each_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs, out = of_the_second_version(), tmp_path / "student"
+    assert main(["student", write(tmp_path / "published", theirs), "-o", str(out)]) == 0
+    assert "4 projections, one for each layer and the embeddings, 16 -> 32" in capsys.readouterr().out
+    stored = read_projections(out)
+    assert stored.keys() == {f"layers_layer_{layer}.{part}" for layer in range(4) for part in ("weight", "bias")}
+    guide = tiny_model("bert", num_layers=6, hidden_size=32, intermediate_size=48)
+    trainer = DistillTrainer(
+        AutoModelForSequenceClassification.from_pretrained(out),
+        arguments(tmp_path / "run"),
+        teacher=guide,
+        losses=[EmbeddingsLoss(projection="per_layer"), HiddenStatesLoss(projection="per_layer")],
+        train_dataset=rows(),
+    )
+    assert trainer.distillation is not None
+    started = trainer.distillation.projections.state_dict()
+    assert len(started) == 8
+    for name, tensor in started.items():
+        assert torch.equal(tensor, theirs[name.replace("layers_layer_", "fit_denses.")]), name
+
+
 def test_other_models_are_not_taken_for_one(tmp_path: Path) -> None:
     tiny_model("bert", num_layers=3).save_pretrained(tmp_path / "bert")
     (tmp_path / "empty").mkdir()
     assert not is_general_tinybert(str(tmp_path / "bert"))
     assert not is_general_tinybert(str(tmp_path / "empty"))
     assert is_general_tinybert(write(tmp_path / "published", published()))
-
-
-def without(*names: str) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in published().items() if name not in names}
 
 
 class Harm:
@@ -113,6 +146,11 @@ class Harm:
     ("tensors", "options", "words"),
     [
         (without("fit_dense.bias", "bert.pooler.dense.bias"), {}, r"2 weights .* missing .*: bert.pooler.dense.bias, fit_dense.bias"),
+        (
+            {name: tensor for name, tensor in of_the_second_version().items() if "fit_denses.3" not in name},
+            {},
+            r"2 weights .* missing .*: fit_denses.3.weight, fit_denses.3.bias",
+        ),
         (published(), {"intermediate_size": 20}, r"intermediate.dense.weight is \(24, 16\) .*, and \(20, 16\) by its config"),
         (published() | {"fit_dense.weight": torch.zeros(32, 8)}, {}, r"fit_dense.weight is \(32, 8\) .*, and \(32, 16\)"),
         (published(), {"num_attention_heads": 3}, "3 attention heads, which do not divide its hidden_size 16"),
