@@ -192,7 +192,8 @@ def lessons(teachers: Sequence[GivenTeacher], student: nn.Module, tokenizer: Any
     of_labels = [[loss for loss in side.losses if not loss.needs_teacher] for _, side in sides]
     if any(each != of_labels[0] for each in of_labels):
         raise ArgumentError(
-            "The teachers on disk were built for recipes that weigh the labels differently: say which with --distill_recipe."
+            "The teachers on disk were built for recipes that weigh the labels differently, and labels count once: say which with "
+            "--distill_recipe and --distill_weights labels=0.5."
         )
     taught = [replace(loss.times(each.share), teacher=each.number) for each, side in sides for loss in side.losses if loss.needs_teacher]
     shapes: dict[int | None, ModelShape] = {each.number: side.shape for each, side in sides if side.shape is not None}

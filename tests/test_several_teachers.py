@@ -235,6 +235,23 @@ def test_one_that_lacks_examples_asks_its_own_teacher(tmp_path: Path) -> None:
         assert largest_difference(weights(live), weights(stored)) < 1e-6
 
 
+def test_teachers_built_for_other_weights_of_the_labels_are_refused(tmp_path: Path) -> None:
+    folders = []
+    for name, weight in (("a", 0.5), ("b", 0.25)):
+        folders.append(str(tmp_path / name))
+        more = {**DISK, "teacher_cache_dir": folders[-1], "distill_recipe": "logits", "distill_weights": {"labels": weight}}
+        run(tmp_path / f"built-{name}", teacher(), losses=None, **more)
+    both = {**CACHED, "teacher_cache_dir": ",".join(folders), "losses": None}
+    with pytest.raises(ArgumentError, match="weigh the labels differently"):
+        run(tmp_path / "both", [None, None], **both)
+    said = run(tmp_path / "said", [None, None], distill_recipe="logits", distill_weights="labels=0.75", **both)
+    assert {name for name in said.state.log_history[0] if name.startswith("loss_")} == {
+        "loss_labels",
+        "loss_logits_teacher_1",
+        "loss_logits_teacher_2",
+    }
+
+
 def test_a_broken_teacher_is_named(tmp_path: Path) -> None:
     broken = wide()
     with torch.no_grad():

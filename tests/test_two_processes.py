@@ -33,7 +33,7 @@ losses = chosen.get(sys.argv[5], alone)()
 torch.manual_seed(5)
 args = arguments(folder, per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
                  **({"max_steps": -1} if phases else {"max_steps": 2}), gradient_checkpointing=sys.argv[5] not in chosen)
-flags = CompressionArguments(distill_phases=phases) if phases else None
+flags = CompressionArguments(distill_phases=phases, distill_progressive=sys.argv[5] == "mobilebert") if phases else None
 if several:  # the first from disk, the second live
     flags = CompressionArguments(teacher_cache_dir=f"{folder}/cache,", teacher_cache_dtype="float32", teacher_weights="2,1")
 trainer = DistillTrainer(student(**NARROW), args, teacher=guides, losses=losses, compression=flags, train_dataset=rows())
@@ -93,7 +93,15 @@ def test_several_teachers_in_two_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("losses", "phases"), [("minilmv2", ""), ("tinybert_general", ""), ("fitnets", "intermediate=1,prediction=1")])
+@pytest.mark.parametrize(
+    ("losses", "phases"),
+    [
+        ("minilmv2", ""),
+        ("tinybert_general", ""),
+        ("fitnets", "intermediate=1,prediction=1"),
+        ("mobilebert", "intermediate=2,prediction=1"),
+    ],
+)
 def test_what_no_loss_reaches_is_not_waited_for_under_gradient_checkpointing(tmp_path: Path, losses: str, phases: str) -> None:
     one, log = run(tmp_path, "one", 1, 16, phases=phases, losses=losses)
     two, _ = run(tmp_path, "two", 2, 8, phases=phases, losses=losses)
