@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -240,10 +241,10 @@ def _time(trainer: Any, distillation: Distillation | None) -> str:
     if data is None:
         raise ArgumentError("measure_latency=True needs examples, and the Trainer has neither eval_dataset nor train_dataset.")
     with torch.random.fork_rng(devices=[]):
-        batch = next(iter(trainer.get_eval_dataloader(data)))
+        batch = list(trainer.get_eval_dataloader(list(islice(data, LATENCY_EXAMPLES))))[0]  # to its end, as accelerate counts on
     batch = with_decoder_inputs(trainer.model, trainer._prepare_inputs(dict(batch)))
     labels = {"labels", "label", "label_ids", *trainer.label_names}
-    tensors = {name: value[:LATENCY_EXAMPLES] for name, value in batch.items() if isinstance(value, torch.Tensor) and name not in labels}
+    tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor) and name not in labels}
     models = {"student": trainer.model}
     if distillation is not None and isinstance(distillation.teacher, LiveTeacher):
         models["teacher"] = distillation.teacher.model
