@@ -351,6 +351,9 @@ class LayerDropCallback(TrainerCallback, ExportableState):
                 "pass model= instead of model_init=."
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None}  # a search in processes of its own builds another model there
+
     @staticmethod
     def _matches(request: DropRequest, recorded: Mapping[str, KeptLayers]) -> bool:
         names = [request.stack] if request.stack is not None else list(recorded)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import GradientState
 from torch import nn
+from transformers.trainer_utils import HPSearchBackend
 
 from hf_compress.arguments import CompressionArguments
 from hf_compress.bound_trainer import trainer_of
@@ -191,3 +194,17 @@ def test_a_plain_trainer_under_run_drops_the_layers_of_each_trial(tmp_path: Path
     watch = Watch(bound.trainer_class(args=arguments(tmp_path), model_init=build, train_dataset=rows(), eval_dataset=rows()))
     watch.search(n_trials=2)
     assert watch.seen == [(2, 0.1), (2, 0.2)]
+
+
+def test_a_trainer_goes_to_a_process_that_searches_there(tmp_path: Path) -> None:
+    """As Ray sends it: without its model."""
+    GradientState._reset_state()  # accelerate's, which all of the process share, and which cannot be sent once a data loader was in use
+    flags = CompressionArguments(layer_drop_strategy="top", num_layers_to_drop=1)
+    here = DistillTrainer(args=arguments(tmp_path), model_init=build, teacher=teacher(), compression=flags, train_dataset=rows())
+    here.model = None
+    there = pickle.loads(pickle.dumps(here))
+    there.hp_search_backend, there.hp_name = HPSearchBackend.RAY, lambda trial: "first"
+    there.call_model_init({"num_layers_to_drop": 3, "distill_temperature": 8.0})
+    assert there.model.config.num_hidden_layers == 1 and str(there.distillation.losses[0]) == "1 x logits (kl, T = 8)"
+    here.train()
+    assert here.model.config.num_hidden_layers == 3

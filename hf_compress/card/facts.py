@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ def complete_card_of(
     Raises:
         ArgumentError: a time is asked for where there is nothing to measure, or where several processes share the model.
     """
+    if measure_latency and trainer.args.world_size > 1:  # all of them say so
+        raise ArgumentError(
+            f"measure_latency=True in one of {trainer.args.world_size} processes, which share the model and the machine. Load the "
+            "saved model in one process, and make its card there."
+        )
     if not trainer.is_world_process_zero():
         return
     section = section_of(trainer.model, distillation, compression or CompressionArguments(), losses_given=losses_given)
@@ -230,20 +236,15 @@ def _data(trainer: Any, dataset: object) -> str:
 
 def _time(trainer: Any, distillation: Distillation | None) -> str:
     """The student's, and the teacher's where it is in memory, over a batch of the evaluation data."""
-    if trainer.args.world_size > 1:
-        raise ArgumentError(
-            f"measure_latency=True in one of {trainer.args.world_size} processes, which share the model and the machine. Load the "
-            "saved model in one process, and make its card there."
-        )
     data = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
     data = next(iter(data.values())) if isinstance(data, dict) else data
     if data is None:
         raise ArgumentError("measure_latency=True needs examples, and the Trainer has neither eval_dataset nor train_dataset.")
     with torch.random.fork_rng(devices=[]):
-        batch = next(iter(trainer.get_eval_dataloader(data)))
+        batch, *_ = trainer.get_eval_dataloader(list(islice(data, LATENCY_EXAMPLES)))  # to its end, as accelerate counts on
     batch = with_decoder_inputs(trainer.model, trainer._prepare_inputs(dict(batch)))
     labels = {"labels", "label", "label_ids", *trainer.label_names}
-    tensors = {name: value[:LATENCY_EXAMPLES] for name, value in batch.items() if isinstance(value, torch.Tensor) and name not in labels}
+    tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor) and name not in labels}
     models = {"student": trainer.model}
     if distillation is not None and isinstance(distillation.teacher, LiveTeacher):
         models["teacher"] = distillation.teacher.model

@@ -40,7 +40,7 @@ def size_of(model: nn.Module) -> Size:
     for name, parameter in unwrap(model).named_parameters():
         if ATTRIBUTE in name.split("."):
             continue
-        number = int(getattr(parameter, "ds_numel", parameter.numel()))
+        number = _numel(parameter)
         counted.append((number, number * parameter.element_size()))
         dtype = str(parameter.dtype).removeprefix("torch.")
         formats[dtype] = formats.get(dtype, 0) + number
@@ -90,7 +90,7 @@ def size_before_dropping(model: nn.Module) -> Size | None:
     assert size.parameters is not None and size.size is not None
     gone = 0
     for name, kept in recorded.items():
-        layers = {sum(parameter.numel() for parameter in module.parameters()) for module in stacks[name].modules}
+        layers = {sum(map(_numel, module.parameters())) for module in stacks[name].modules}
         if len(layers) != 1:
             return None
         gone += 0 if stacks[name].shared else layers.pop() * len(kept.dropped)
@@ -106,6 +106,11 @@ def size_rows(model: Size, other: Size | None, whose: str = "the teacher") -> di
         parameters += f" of {whose}'s {other.parameters:,}: {_share(model.parameters, other.parameters)}"
         size += f", {whose} {_megabytes(other.size)} in {other.dtype}: {_share(model.size, other.size)}"
     return {"parameters": parameters, "size": size}
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    """Of the whole parameter, of which ZeRO-3 holds a part here."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _share(part: int, whole: int) -> str:

@@ -34,13 +34,13 @@ def card(folder: Path) -> tuple[ModelCard, dict[str, str], str]:
     return found, {cell[0]: cell[1] for cell in cells if len(cell) == 2}, found.text
 
 
-def distilled(folder: Path, **flags: Any) -> DistillTrainer:
+def distilled(folder: Path, settings: dict[str, Any] | None = None, **flags: Any) -> DistillTrainer:
     pupil, guide = tiny_model("bert", num_layers=4, seed=2, **NARROW), teacher()
     guide.config._name_or_path = "someone/bert-mrpc"
     drop_layers(pupil, strategy="symmetric", num_layers_to_drop=2)
     trainer = DistillTrainer(
         pupil,
-        arguments(folder, eval_strategy="steps", eval_steps=1),
+        arguments(folder, eval_strategy="steps", eval_steps=1, **settings or {}),
         teacher=guide,
         compression=CompressionArguments(**flags),
         train_dataset=rows(),
@@ -130,7 +130,11 @@ def test_a_trainer_that_compressed_nothing_writes_the_plain_card(tmp_path: Path)
 
 
 def test_pushing_to_the_hub_goes_through(hub: HubServer, tmp_path: Path) -> None:
-    trainer = distilled(tmp_path / "small-mrpc")
+    settings = {"push_to_hub": True, "hub_strategy": "all_checkpoints", "save_strategy": "steps", "save_steps": 1}
+    trainer = distilled(tmp_path / "small-mrpc", settings)
+    assert {"config.json", "checkpoint-1/model.safetensors", "checkpoint-1/distill_projections.safetensors"} <= set(
+        hub.files("me/small-mrpc")
+    )
     trainer.state.log_history = trainer.state.log_history[1:]  # as where --logging_steps is more than there are steps
     trainer.push_to_hub(dataset_tags="nyu-mll/glue", measure_latency=True)
     files = hub.files("me/small-mrpc")
