@@ -7,13 +7,9 @@ changes. The teacher is whole on every process. Layers are dropped, and projecti
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from hf_compress.errors import ArgumentError
-
-_LOADS_ON_FIRST = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # as transformers and accelerate read it
 
 
 def check_fsdp(trainer: Any) -> None:
@@ -23,7 +19,7 @@ def check_fsdp(trainer: Any) -> None:
         trainer: a transformers Trainer after its own set-up.
 
     Raises:
-        ArgumentError: it runs on the CPU, or asks for FSDP1.
+        ArgumentError: it runs on the CPU, asks for FSDP1, or would not train a part of the student.
     """
     asked = bool(trainer.args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
@@ -37,21 +33,10 @@ def check_fsdp(trainer: Any) -> None:
             "FSDP1 is asked for, which transformers has deprecated and hf_compress does not support. Take FSDP2: --fsdp_config "
             "'{\"version\": 2}', or accelerate launch --fsdp_version 2."
         )
-
-
-@contextmanager
-def loaded_whole() -> Iterator[None]:
-    """A model that is loaded in this block has its weights on every process.
-
-    FSDP's cpu_ram_efficient_loading has transformers read them on the first process alone, and leave them empty on the others until the
-    Trainer wraps the model: it never wraps a teacher.
-    """
-    before = os.environ.get(_LOADS_ON_FIRST)
-    if before is None:
-        yield
-        return
-    os.environ[_LOADS_ON_FIRST] = "false"
-    try:
-        yield
-    finally:
-        os.environ[_LOADS_ON_FIRST] = before
+    empty = [name for name, parameter in trainer.model.named_parameters() if parameter.is_meta]
+    if empty:
+        raise ArgumentError(
+            f"Parts of the student have no values on this process ({', '.join(empty[:4])}), and would not be trained: FSDP's "
+            "cpu_ram_efficient_loading makes what a checkpoint lacks, such as a new head, on the first process alone. Turn it off "
+            "(--fsdp_config '{\"cpu_ram_efficient_loading\": false}'), or save the student once with its head, and start from there."
+        )

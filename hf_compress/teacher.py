@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from hf_compress.capture import Capture
 from hf_compress.errors import TeacherError
-from hf_compress.fsdp import loaded_whole
 from hf_compress.layers.stack import unwrap
 from hf_compress.signals import Signals, SignalSpec
 from hf_compress.task import Kind, auto_class_name
@@ -134,10 +133,7 @@ def _load(name: str, path: str, revision: str | None, dtype: str | None) -> tupl
     """A model of the class of that name, and the weights that were not there or had another size."""
     options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        with (
-            loaded_whole(),
-            torch.random.fork_rng(devices=[]),
-        ):  # what is newly initialised draws, and the student is to begin as in a run from disk
+        with torch.random.fork_rng(devices=[]):  # what is newly initialised draws, and the student is to begin as in a run from disk
             model, loading = getattr(transformers, name).from_pretrained(path, dtype=dtype or "auto", output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())

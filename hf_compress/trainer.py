@@ -377,8 +377,11 @@ class DistillTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The Trainer's model, in a checkpoint or at the end, and the projections beside it."""
-        super().save_model(output_dir, _internal_call)
-        if self.distillation is not None:
+        if self.distillation is None:
+            super().save_model(output_dir, _internal_call)
+        else:
+            with self.distillation.projections.left_out(self._student):
+                super().save_model(output_dir, _internal_call)
             self.distillation.projections.save(str(output_dir or self.args.output_dir), write=self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training_arguments": {"arguments", "callbacks", "errors"},
     # what models show
     "capture": {"attention", "errors", "layers", "selected_state", "signals"},
-    "teacher": {"capture", "errors", "fsdp", "layers", "signals", "task"},
+    "teacher": {"capture", "errors", "layers", "signals", "task"},
     "teacher_checks": {"errors", "layers", "task"},
     "teacher_score": {"errors", "signals"},
     "cached_teacher": {"cache", "errors", "signals"},

@@ -6,12 +6,23 @@ import contextlib
 from collections.abc import Iterator
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 
 def is_split(model: nn.Module) -> bool:
     """Whether processes hold parts of the model's parameters, so that a forward is one of all processes together."""
     return any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def split_again(model: nn.Module) -> None:
+    """Undo what a forward without a backward leaves under FSDP2: parameters of the outermost module that are whole.
+
+    An optimizer that is made then would hold those, and FSDP2 trains the parts.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 @contextlib.contextmanager
