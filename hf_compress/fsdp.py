@@ -19,7 +19,7 @@ def check_fsdp(trainer: Any) -> None:
         trainer: a transformers Trainer after its own set-up.
 
     Raises:
-        ArgumentError: it runs on the CPU, or asks for FSDP1.
+        ArgumentError: it runs on the CPU, asks for FSDP1, or would not train a part of the student.
     """
     asked = bool(trainer.args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
@@ -32,4 +32,11 @@ def check_fsdp(trainer: Any) -> None:
         raise ArgumentError(
             "FSDP1 is asked for, which transformers has deprecated and hf_compress does not support. Take FSDP2: --fsdp_config "
             "'{\"version\": 2}', or accelerate launch --fsdp_version 2."
+        )
+    empty = [name for name, parameter in trainer.model.named_parameters() if parameter.is_meta]
+    if empty:
+        raise ArgumentError(
+            f"Parts of the student have no values on this process ({', '.join(empty[:4])}), and would not be trained: FSDP's "
+            "cpu_ram_efficient_loading makes what a checkpoint lacks, such as a new head, on the first process alone. Turn it off "
+            "(--fsdp_config '{\"cpu_ram_efficient_loading\": false}'), or save the student once with its head, and start from there."
         )

@@ -94,8 +94,7 @@ def refuse_other_runs(dataset: Any, losses: Sequence[Loss], teachers: Iterable[o
         TeacherError,
         f"weights {', '.join(map(_weights_seen, models))}" if models else "no live one",
         "The processes of this run have different teachers",
-        "Load the same model on all of them. Under FSDP's cpu_ram_efficient_loading a model that a script loads is empty on all but the "
-        "first: name its path instead (--teacher_model_name_or_path), and it is loaded whole.",
+        "Load the same model on all of them.",
     )
 
 

@@ -89,6 +89,18 @@ class Projections(nn.ModuleDict):
             elif write:
                 (Path(folder) / FILE_NAME).unlink(missing_ok=True)
 
+    @contextmanager
+    def left_out(self, student: nn.Module) -> Iterator[None]:
+        """While a student is saved that transformers split as it was loaded: what it gathers then is all that is attached."""
+        if not len(self) or not getattr(student, "is_distributed_loading_by_transformers", False):
+            yield
+            return
+        delattr(student, ATTRIBUTE)
+        try:
+            yield
+        finally:
+            setattr(student, ATTRIBUTE, self)
+
     def load(self, folder: str | Path) -> None:
         """Read the maps back, when a run is resumed or its best step is; nothing where there are none.
 

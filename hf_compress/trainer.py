@@ -376,8 +376,11 @@ class DistillTrainer(Trainer):
         """The Trainer's model, in a checkpoint or at the end, and the projections beside it."""
         if base_is_forgotten(self._student):  # adapters over layers that were dropped are of use with that base only
             save_dropped_base(self._student, str(self.args.output_dir), write=self.args.should_save)
-        super().save_model(output_dir, _internal_call)
-        if self.distillation is not None:
+        if self.distillation is None:
+            super().save_model(output_dir, _internal_call)
+        else:
+            with self.distillation.projections.left_out(self._student):
+                super().save_model(output_dir, _internal_call)
             self.distillation.projections.save(str(output_dir or self.args.output_dir), write=self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

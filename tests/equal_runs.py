@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from hf_compress.arguments import CompressionArguments
@@ -43,8 +44,12 @@ class FirstGradient(TrainerCallback):
 
 def gradient_and_weights(
     folder: Path,
-    guide: nn.Module | None,
+    guide: nn.Module | str | None,
     *,
+    model: nn.Module | None = None,
+    flags: dict[str, Any] | None = None,
+    trainer_class: type[DistillTrainer] = DistillTrainer,
+    resume: Path | None = None,
     batch_size: int,
     accumulation: int = 1,
     cache: Path | None = None,
@@ -57,6 +62,10 @@ def gradient_and_weights(
     Args:
         folder: for the run.
         guide: the teacher; None where `cache` is finished.
+        model: the student.
+        flags: of the compression.
+        trainer_class: what trains.
+        resume: a checkpoint.
         batch_size: of one process.
         accumulation: micro-batches a step.
         cache: where the teacher on disk is, or goes.
@@ -66,20 +75,22 @@ def gradient_and_weights(
     """
     first = FirstGradient()
     torch.manual_seed(5)  # projections are random
-    stored: dict[str, Any] = {} if cache is None else {"teacher_cache_dir": str(cache), "teacher_cache_dtype": "float32"}
+    chosen = {**(flags or {}), **({} if cache is None else {"teacher_cache_dir": str(cache), "teacher_cache_dtype": "float32"})}
     settings = {"max_steps": STEPS, "learning_rate": 0.02, "data_seed": seed, **more}
-    trainer = DistillTrainer(
-        student(**NARROW),
+    trainer = trainer_class(
+        model or student(**NARROW),
         arguments(folder, per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation, **settings),
         teacher=guide,
         losses=every_loss(),
-        compression=CompressionArguments(**stored),
+        compression=CompressionArguments(**chosen),
         train_dataset=uneven() if data is None else data,
         processing_class=tokenizer(),
         callbacks=[first],
     )
-    trainer.train()
-    return {**{f"gradient.{name}": value for name, value in first.found.items()}, **weights(trainer)}
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    trainer.save_model(str(folder / "saved"))
+    found = {**{f"gradient.{name}": value for name, value in first.found.items()}, **weights(trainer)}
+    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in found.items()}
 
 
 def agree(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:

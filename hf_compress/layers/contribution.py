@@ -22,7 +22,7 @@ from hf_compress.agreement import all_or_none, joined, several
 from hf_compress.errors import LayerDropError
 from hf_compress.layers.stack import LayerStack, find_stacks, pretrained_model
 from hf_compress.layers.strategies import check_num_layers_to_drop
-from hf_compress.layers.zero import is_split, whole_parameters
+from hf_compress.layers.zero import is_split, split_again, whole_parameters
 
 MAX_EXAMPLES = 512
 LABEL_NAMES = ("labels", "label", "label_ids", "start_positions", "end_positions", "next_sentence_label")
@@ -67,6 +67,7 @@ def _measured(model: nn.Module, batches: Iterable[Mapping[str, Any]], tokens: Li
             seen += len(next(iter(inputs.values())))
             if seen >= MAX_EXAMPLES:
                 break
+    split_again(model)
     if not seen:
         raise LayerDropError("The strategy 'contribution' measures the layers on examples, and there are none: the data given is empty.")
     measured = {meter.stack.name: meter.means() for meter in meters}

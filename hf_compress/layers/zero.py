@@ -1,24 +1,22 @@
 """Parameters that are split up among processes: made whole for as long as something reads them, or never split up at all.
 
 While a config of ZeRO-3 is in force (from `TrainingArguments(deepspeed=...)` on), transformers' `from_pretrained` leaves each process with
-a part of each parameter, whose shape is then (0,); only the engine that trains a model knows how to gather them in its forward. FSDP splits
-a model up when it is wrapped; with `cpu_ram_efficient_loading` the first process alone reads the weights before that.
+a part of each parameter, whose shape is then (0,); only the engine that trains a model knows how to gather them in its forward. FSDP2 splits
+a model up when it is wrapped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-
-_LOADS_ON_FIRST = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # as transformers and accelerate read it
 
 
 def is_split(model: nn.Module) -> bool:
@@ -34,6 +32,16 @@ def is_split_by_zero(model: nn.Module) -> bool:
 def num_elements(parameter: nn.Parameter) -> int:
     """Of the whole parameter, on all processes together."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def split_again(model: nn.Module) -> None:
+    """Undo what a forward without a backward leaves under FSDP2: parameters of the outermost module that are whole.
+
+    An optimizer that is made then would hold those, and FSDP2 trains the parts.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 @contextlib.contextmanager
@@ -54,24 +62,17 @@ def whole_parameters(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def loaded_whole() -> Iterator[None]:
-    """Within it `from_pretrained` gives each process the whole model, whatever config of DeepSpeed or FSDP is in force.
-
-    FSDP's cpu_ram_efficient_loading leaves the weights empty on all processes but the first until the Trainer wraps the model, and it
-    never wraps a teacher.
-    """
-    config, on_first = config_in_force(), os.environ.get(_LOADS_ON_FIRST)
-    integration: Any = sys.modules.get("transformers.integrations.deepspeed")
-    if config is not None:
-        integration.unset_hf_deepspeed_config()
-    if on_first is not None:
-        os.environ[_LOADS_ON_FIRST] = "false"
+    """Within it `from_pretrained` gives each process the whole model, whatever config of DeepSpeed is in force."""
+    config = config_in_force()
+    if config is None:
+        yield
+        return
+    integration = sys.modules["transformers.integrations.deepspeed"]
+    integration.unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        if config is not None:
-            integration.set_hf_deepspeed_config(config)
-        if on_first is not None:
-            os.environ[_LOADS_ON_FIRST] = on_first
+        integration.set_hf_deepspeed_config(config)
 
 
 def config_in_force() -> Any:
