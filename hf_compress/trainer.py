@@ -21,9 +21,11 @@ from hf_compress.arguments import CompressionArguments
 from hf_compress.cached_teacher import ENTRY, CachedTeacher
 from hf_compress.callbacks import LayerDropCallback, offer_examples, take_flags
 from hf_compress.console_log import show_log
+from hf_compress.deepspeed_configs import named_config
 from hf_compress.distillation import Distillation
 from hf_compress.layers.checkpoint import refuse_other_layers
 from hf_compress.layers.stack import pretrained_model
+from hf_compress.layers.zero import forget_unused_renamings
 from hf_compress.loss_log import FiniteWatch, LossLog
 from hf_compress.losses.loss import Loss
 from hf_compress.phases import PhasedRun
@@ -89,6 +91,7 @@ class DistillTrainer(Trainer):
         show_log()
         cls = type(self)
         self.compression = flags = flags_in_force(compression, args, cls.compression)
+        named_config(getattr(args, "deepspeed", None))  # refuses what DeepSpeed would, before a teacher is loaded
         check_trainer_class(cls.__mro__[: cls.__mro__.index(DistillTrainer) + 1], flags)
         take_flags(flags)
         kwargs |= dict(zip(_POSITIONAL, positional, strict=False))
@@ -372,6 +375,7 @@ class DistillTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The Trainer's model, in a checkpoint or at the end, and the projections beside it."""
+        forget_unused_renamings(pretrained_model(self._student))
         super().save_model(output_dir, _internal_call)
         if self.distillation is not None:
             self.distillation.projections.save(str(output_dir or self.args.output_dir), write=self.args.should_save)

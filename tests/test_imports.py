@@ -103,6 +103,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "cached_teacher",
         "callbacks",
         "console_log",
+        "deepspeed_configs",
         "distillation",
         "errors",
         "layers",

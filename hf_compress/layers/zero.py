@@ -65,6 +65,16 @@ def config_in_force() -> Any:
     return integration._hf_deepspeed_config_weak_ref()
 
 
+def forget_unused_renamings(model: nn.Module) -> None:
+    """Have a model that was loaded under ZeRO-3 saved with the names of its own weights, as it is without.
+
+    There transformers takes the older names that a file might have had (`LayerNorm.gamma`) for those that it had, and writes them again.
+    """
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions and is_split(model):
+        model._weight_conversions = [each for each in conversions if each.was_used()]  # type: ignore[assignment]
+
+
 def whole_copy(model: Any) -> Any:
     """The same model once more with all of its parameters on each process, on the CPU; all processes have to call it together.
 
