@@ -32,7 +32,7 @@ from hf_compress.layers.record import KeptLayers, recorded_drop, recorded_layers
 from hf_compress.layers.request import DropRequest, named_layers
 from hf_compress.layers.stack import pretrained_model
 from hf_compress.layers.strategies import LayerDropStrategy, describe_layers
-from hf_compress.layers.zero import num_elements
+from hf_compress.layers.zero import forget_unused_renamings, num_elements
 
 logger = logging.getLogger(__name__)
 
@@ -253,6 +253,7 @@ class LayerDropCallback(TrainerCallback, ExportableState):
             _check_optimizer(optimizer, model, drop)
         freeze(model, embeddings=self.freeze_embeddings, layers=self.layers_to_freeze, stack=self.stack)
         self._say_what_is_frozen(model)
+        forget_unused_renamings(pretrained_model(model))
         self.came_in_time, self._model = True, weakref.ref(pretrained_model(model))
         if self.gradual is not None:
             self.gradual.begin(model, getattr(args, "resume_from_checkpoint", None))

@@ -46,6 +46,8 @@ class Capture:
 
     def __init__(self, model: nn.Module, spec: SignalSpec, *, project: Project | None = None, only_in_training: bool = True) -> None:
         self.spec = spec
+        # A set has another order in each process, and under ZeRO-3 all processes must gather the same projection at the same time.
+        self._in_order = sorted(spec.hidden_states, key=lambda key: key.name)
         self._project = project
         self._only_in_training = only_in_training
         self.paused = False  # whoever shares a model with another capture hears nothing in the other's forwards
@@ -165,7 +167,7 @@ class Capture:
 
     def _record_state(self, stack: LayerStack, layer: int, state: Tensor) -> None:
         assert self._recorded is not None
-        wanted = [key for key in self.spec.hidden_states if (key.stack, key.layer) == (stack.name, layer)]
+        wanted = [key for key in self._in_order if (key.stack, key.layer) == (stack.name, layer)]
         state = state.transpose(0, 1) if wanted and stack.time_major else state
         for key in wanted:
             # Taken before the projection, which then has as little to do as there are selected tokens.

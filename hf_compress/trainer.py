@@ -24,10 +24,10 @@ from hf_compress.callbacks import drop_again, offer_examples, take_flags
 from hf_compress.card.facts import complete_card_of
 from hf_compress.chunked_logits import ChunkSettings
 from hf_compress.console_log import show_log
+from hf_compress.deepspeed_configs import named_config
 from hf_compress.distillation import Distillation
 from hf_compress.given_teachers import GivenTeacher, Teacher, given_teachers, lessons, score_teachers
 from hf_compress.gradual_drop import follow_checkpoint, tell_after_drop
-from hf_compress.layers.peft import base_is_forgotten, save_dropped_base
 from hf_compress.loss_log import FiniteWatch, LossLog
 from hf_compress.losses.loss import Loss
 from hf_compress.phases import PhasedRun
@@ -41,6 +41,7 @@ from hf_compress.run_checks import (
     let_ddp_find_unused,
 )
 from hf_compress.several_teachers import members_of, reading_all, stored_members
+from hf_compress.student_files import written_plainly
 from hf_compress.task import kind_of
 from hf_compress.task_loss import labels_mean, refuse_foreign_loss, with_decoder_inputs
 from hf_compress.teacher_on_miss import ask_when_missing
@@ -91,6 +92,7 @@ class DistillTrainer(Trainer):
         show_log()
         cls = type(self)
         self.compression = flags = flags_in_force(compression, args, cls.compression)
+        named_config(getattr(args, "deepspeed", None))  # refuses what DeepSpeed would, before a teacher is loaded
         check_trainer_class(cls.__mro__[: cls.__mro__.index(DistillTrainer) + 1], flags)
         take_flags(flags)
         kwargs |= dict(zip(_POSITIONAL, positional, strict=False))
@@ -374,14 +376,8 @@ class DistillTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The Trainer's model, in a checkpoint or at the end, and the projections beside it."""
-        if base_is_forgotten(self._student):  # adapters over layers that were dropped are of use with that base only
-            save_dropped_base(self._student, str(self.args.output_dir), write=self.args.should_save)
-        if self.distillation is None:
+        with written_plainly(self._student, self.distillation, self.args, output_dir):
             super().save_model(output_dir, _internal_call)
-        else:
-            with self.distillation.projections.left_out(self._student):
-                super().save_model(output_dir, _internal_call)
-            self.distillation.projections.save(str(output_dir or self.args.output_dir), write=self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The Trainer's resume, and the projections."""

@@ -1,8 +1,8 @@
 """Parameters that are split up among processes: made whole for as long as something reads them, or never split up at all.
 
 While a config of ZeRO-3 is in force (from `TrainingArguments(deepspeed=...)` on), transformers' `from_pretrained` leaves each process with
-a part of each parameter, whose shape is then (0,); only the engine that trains a model knows how to gather them in its forward. FSDP2 splits
-a model up when it is wrapped.
+a part of each parameter, whose shape is then (0,); only the engine that trains a model knows how to gather them in its forward. FSDP2
+splits a model up when it is wrapped.
 """
 
 from __future__ import annotations
@@ -81,6 +81,16 @@ def config_in_force() -> Any:
     if integration is None or not integration.is_deepspeed_zero3_enabled():
         return None
     return integration._hf_deepspeed_config_weak_ref()
+
+
+def forget_unused_renamings(model: nn.Module) -> None:
+    """Have a model that was loaded under ZeRO-3 saved with the names of its own weights, as it is without.
+
+    There transformers takes the older names that a file might have had (`LayerNorm.gamma`) for those that it had, and writes them again.
+    """
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions and is_split(model):
+        model._weight_conversions = [each for each in conversions if each.was_used()]  # type: ignore[assignment]
 
 
 def whole_copy(model: Any) -> Any:
