@@ -43,7 +43,7 @@ class Outcome:
 
     def __init__(self, student: nn.Module, teacher: nn.Module, batch: dict[str, Tensor], chunk_size: int, losses: list[Loss]) -> None:
         student = copy.deepcopy(student).train()
-        distillation = Distillation(student, losses, LiveTeacher(teacher), ModelShape.of(teacher), chunks=ChunkSettings(chunk_size))
+        distillation = Distillation(student, losses, LiveTeacher(teacher), {None: ModelShape.of(teacher)}, chunks=ChunkSettings(chunk_size))
         distillation.start()
         counts = distillation.counts([batch], torch.device("cpu"))
         signals = distillation.teacher_signals(batch)
@@ -159,7 +159,9 @@ def test_padding_never_reaches_the_head() -> None:
     student, teacher = pair("bert-masked_lm")
     seen: list[int] = []
     model = copy.deepcopy(student)
-    distillation = Distillation(model.train(), [LogitsLoss()], LiveTeacher(teacher), ModelShape.of(teacher), chunks=ChunkSettings(6))
+    distillation = Distillation(
+        model.train(), [LogitsLoss()], LiveTeacher(teacher), {None: ModelShape.of(teacher)}, chunks=ChunkSettings(6)
+    )
     distillation.start()
     model.get_output_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[:-1].numel()))
     batch = batch_of(student)
@@ -198,8 +200,8 @@ def test_the_rule_for_the_size_of_chunks() -> None:
         ChunkSettings(7).tokens(tiny_model("bert"))
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_a_trainer_learns_the_same_and_evaluates_whole(tmp_path: Path, smoothing: float) -> None:
+@pytest.mark.parametrize(("smoothing", "teachers"), [(0.0, 1), (0.1, 1), (0.0, 2)])
+def test_a_trainer_learns_the_same_and_evaluates_whole(tmp_path: Path, smoothing: float, teachers: int) -> None:
     data = [{**row, "labels": row["input_ids"]} for row in rows().remove_columns("label")]
     learnt = []
     for chunk_size in (0, 7):
@@ -208,7 +210,8 @@ def test_a_trainer_learns_the_same_and_evaluates_whole(tmp_path: Path, smoothing
             arguments(
                 tmp_path, max_steps=3, gradient_accumulation_steps=2, per_device_train_batch_size=4, label_smoothing_factor=smoothing
             ),
-            teacher=tiny_model("gpt2", head="causal_lm", seed=1),
+            teacher=[tiny_model("gpt2", head="causal_lm", seed=seed) for seed in (1, 7)[:teachers]],
+            teacher_weights=(0.8, 0.2)[:teachers],
             losses=[LogitsLoss(), LabelsLoss(weight=0.5)],
             compression=CompressionArguments(distill_logits_chunk_size=chunk_size),
             train_dataset=data,

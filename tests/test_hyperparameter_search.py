@@ -84,10 +84,10 @@ def test_each_trial_is_the_run_of_its_values_and_the_teacher_is_one(tmp_path: Pa
         **given,
         compute_metrics=lambda prediction: {"size": float(scored.append(1) or 1)},
     )
-    loaded = trainer._loaded_teacher
+    loaded = trainer._teachers[0].loaded
     watch = Watch(trainer)
     best = watch.search()
-    assert trainer._loaded_teacher is loaded is not None
+    assert trainer._teachers[0].loaded is loaded is not None
     assert watch.seen == [(2, 0.05), (3, 0.02), (2, 0.05)]
     assert not any(module._forward_hooks for module in loaded.modules())  # no trial's hooks stay on the teacher
     assert len(scored) == 1 + 3  # the teacher's own score once
@@ -120,7 +120,7 @@ def test_trials_that_read_the_teacher_from_disk(tmp_path: Path, monkeypatch: pyt
     trainer = DistillTrainer(args=args, model_init=build, teacher=teacher(), eval_dataset=data(), **given)
     watch = Watch(trainer)
     watch.search(n_trials=2)
-    assert [seen[0] for seen in watch.seen] == [2, 3] and trainer._teacher is None
+    assert [seen[0] for seen in watch.seen] == [2, 3] and trainer._teachers[0].given is None
     assert args.distill_temperature == SECOND["distill_temperature"]  # as transformers leaves its own
     more = {"teacher_cache_dir": str(tmp_path / "cache"), **chosen}
     for found, values in zip(watch.weights, (FIRST, SECOND), strict=True):

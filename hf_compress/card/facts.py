@@ -23,6 +23,8 @@ from hf_compress.layers.record import recorded_drop
 from hf_compress.layers.stack import pretrained_model
 from hf_compress.layers.strategies import describe_layers
 from hf_compress.losses.recipes import DEFAULT_RECIPE
+from hf_compress.several_teachers import members_of
+from hf_compress.signals import SignalSource
 from hf_compress.students.pruning_record import recorded_pruning
 from hf_compress.students.warm_record import recorded_warm_start
 from hf_compress.task_loss import with_decoder_inputs
@@ -89,7 +91,10 @@ def section_of(
     recorded, full = _recorded(model), size_before_dropping(model)
     if distillation is None and not recorded.tags:
         return None
-    teacher_name, teacher = _teacher(distillation, flags) if distillation is not None else ("", None)
+    sources = members_of(distillation.teacher) if distillation is not None else {}
+    path = flags.teacher_model_name_or_path if None in sources else None  # of several, each model says what it was loaded from
+    teachers = {number: _teacher(source, path) for number, source in sources.items()}
+    teacher_name, teacher = teachers.get(None, ("", None))
     papers, tags = recorded.papers, recorded.tags
     rows = {"model": recorded.rows.pop("model"), "starts from": named(origin) if origin else "", **recorded.rows}
     made = f"This model is a smaller version of {named(origin) if origin else 'a transformer'}"
@@ -98,7 +103,10 @@ def section_of(
         tags += ("distillation", "knowledge-distillation")
         if teacher is not None:
             made = f"This model is a student of {f'the teacher {named(teacher_name)}' if teacher_name else 'a teacher'}"
-            rows["teacher"] = f"{named(teacher_name) + ', ' if teacher_name else ''}{teacher.words}{_on_disk(distillation)}"
+        for number, (name, size) in teachers.items():
+            if size is not None:
+                which = "teacher" if number is None else f"teacher {number}"
+                rows[which] = f"{named(name) + ', ' if name else ''}{size.words}{_on_disk(sources[number])}"
         rows |= _method_rows(distillation, flags, losses_given)
     bases = tuple(name for name in (origin, teacher_name) if is_on_hub(name))[:1]
     sizes = size_rows(size_of(model), teacher) if teacher is not None else size_rows(size_of(model), full, "the full model")
@@ -177,31 +185,31 @@ def _layer_row(config: Any) -> str:
     return "; ".join(words)
 
 
-def _teacher(distillation: Distillation, flags: CompressionArguments) -> tuple[str, Size | None]:
-    """Its name, "" where it has none, and how large it is; None without a teacher."""
-    source = distillation.teacher
+def _teacher(source: SignalSource, path: str | None) -> tuple[str, Size | None]:
+    """Its name, "" where it has none, and how large it is; None where that is not known."""
     if isinstance(source, CachedTeacher):
         identity = source.cache.manifest.teacher
-        path = flags.teacher_model_name_or_path or identity.name
-        return "" if identity.name == identity.model_class else identity.name, size_of_stored(identity, path)
+        return "" if identity.name == identity.model_class else identity.name, size_of_stored(identity, path or identity.name)
     if isinstance(source, LiveTeacher):
         config = pretrained_model(source.model).config
-        name = flags.teacher_model_name_or_path or str(getattr(config, "_name_or_path", None) or "")
-        return name, size_of(source.model)
+        return path or str(getattr(config, "_name_or_path", None) or ""), size_of(source.model)
     return "", None
+
+
+def _stored(distillation: Distillation) -> list[CachedTeacher]:
+    return [source for source in members_of(distillation.teacher).values() if isinstance(source, CachedTeacher)]
 
 
 def _recipe(distillation: Distillation, flags: CompressionArguments, losses_given: bool) -> str | None:
     if losses_given:
         return None
-    source = distillation.teacher
-    stored = source.cache.manifest.distillation if isinstance(source, CachedTeacher) else {}
+    stored = next((source.cache.manifest.distillation for source in _stored(distillation)), {})
     return str(flags.recipe or stored.get("distill_recipe") or DEFAULT_RECIPE)
 
 
 def _papers(distillation: Distillation, flags: CompressionArguments, losses_given: bool) -> tuple[Paper, ...]:
     papers = papers_of(_recipe(distillation, flags, losses_given), [loss.name for loss in distillation.losses])
-    return (*papers, LITTLE_OF_THE_TEACHER) if isinstance(distillation.teacher, CachedTeacher) else papers
+    return (*papers, LITTLE_OF_THE_TEACHER) if _stored(distillation) else papers
 
 
 def _method_rows(distillation: Distillation, flags: CompressionArguments, losses_given: bool) -> dict[str, str]:
@@ -213,8 +221,7 @@ def _method_rows(distillation: Distillation, flags: CompressionArguments, losses
     }
 
 
-def _on_disk(distillation: Distillation) -> str:
-    source = distillation.teacher
+def _on_disk(source: SignalSource) -> str:
     if not isinstance(source, CachedTeacher):
         return ""
     manifest = source.cache.manifest
@@ -223,7 +230,7 @@ def _on_disk(distillation: Distillation) -> str:
 
 
 def _stored_scores(distillation: Distillation | None) -> dict[str, float]:
-    source = distillation.teacher if distillation is not None else None
+    source = distillation.teacher if distillation is not None else None  # several say each its own in the log
     return dict(source.cache.manifest.teacher.scores) if isinstance(source, CachedTeacher) else {}
 
 

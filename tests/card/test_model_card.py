@@ -68,7 +68,9 @@ def test_the_card_of_a_distilled_student(tmp_path: Path) -> None:
     linked = "[someone/bert-mrpc](https://huggingface.co/someone/bert-mrpc)"
     assert f"\nThis model is a student of the teacher {linked}, trained on the GLUE MRPC dataset.\n" in text
     assert str(tmp_path) not in text and text.count("## Compression") == 1 and "## Training procedure" in text
-    counts = [sum(p.numel() for name, p in m.named_parameters() if "projections" not in name) for m in (trainer.model, trainer._teacher)]
+    counts = [
+        sum(p.numel() for name, p in m.named_parameters() if "projections" not in name) for m in (trainer.model, trainer._teachers[0].model)
+    ]
     assert cells["model"] == "BertForSequenceClassification, 2 layers x 8, 2 heads"
     assert cells["layers"] == "kept 1 and 4 of 4, dropped 2-3 (symmetric)"
     assert cells["teacher"] == f"{linked}, BertForSequenceClassification, 4 layers x 16, 2 heads"
@@ -98,6 +100,16 @@ def test_the_card_of_a_student_taught_from_disk_says_so(tmp_path: Path) -> None:
     assert cells["recipe"] == "mud" and "2106.05691" in text and "time" not in cells
     assert f"of the teacher's {guide.num_parameters():,}:" in cells["parameters"]
     assert "base_model" not in ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
+
+
+def test_the_card_names_each_of_several_teachers(tmp_path: Path) -> None:
+    guides = [teacher(), tiny_model("bert", num_layers=3, seed=9)]
+    trainer = DistillTrainer(student(), arguments(tmp_path), teacher=guides, teacher_weights=[0.7, 0.3], train_dataset=rows())
+    trainer.train()
+    trainer.create_model_card()
+    _, cells, _ = card(tmp_path)
+    assert cells["teacher 1"].startswith("BertForSequenceClassification, 4 layers") and "teacher" not in cells
+    assert cells["teacher 2"].startswith("BertForSequenceClassification, 3 layers")
 
 
 @pytest.mark.parametrize("way", ["run", "callback"])
