@@ -97,7 +97,7 @@ def test_a_classifier_may_learn_layers_of_one_without_a_head_with_a_warning(
 def test_a_fine_tuned_teacher_keeps_its_head_and_says_its_score(tmp_path: Path) -> None:
     tiny_model("bert", num_layers=4, seed=1).save_pretrained(tmp_path / "tuned")
     run = trainer(tmp_path / "run", str(tmp_path / "tuned"), [HiddenStatesLoss()])
-    assert isinstance(run._loaded_teacher, BertForSequenceClassification)
+    assert isinstance(run._teachers[0].loaded, BertForSequenceClassification)
     run.train()
     assert "teacher_accuracy" in run.state.log_history[0]
 
