@@ -257,6 +257,8 @@ def _losses_of(losses: Sequence[Loss] | None, number: int) -> Sequence[Loss] | N
 def _check_numbers(losses: Sequence[Loss] | None, count: int) -> None:
     for loss in losses if isinstance(losses, (list, tuple)) else ():
         number = getattr(loss, "teacher", None)
+        if number is not None and not loss.needs_teacher:
+            raise LossError(f"{type(loss).__name__}(teacher={number!r}): it asks no teacher. Leave teacher= out.")
         if number is not None and number not in range(1, count + 1):
             there = "there is one teacher" if count == 1 else f"there are {count} teachers, counted from 1"
             raise LossError(f"{type(loss).__name__}(teacher={number!r}): {there}.")

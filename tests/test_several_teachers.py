@@ -127,6 +127,8 @@ def test_a_loss_may_name_its_teacher(tmp_path: Path) -> None:
         assert torch.allclose(both[name], 0.5 * alone[0][name] + 0.5 * alone[1][name], atol=2e-7), name
     with pytest.raises(LossError, match=r"HiddenStatesLoss\(teacher=3\): there are 2 teachers"):
         run(tmp_path, [teacher(), wide()], losses=[HiddenStatesLoss(teacher=3)])
+    with pytest.raises(LossError, match=r"LabelsLoss\(teacher=1\): it asks no teacher"):
+        run(tmp_path, [teacher(), wide()], losses=[LogitsLoss(), LabelsLoss(teacher=1)])
     with pytest.raises(LossError, match="Teacher 2 of 2: no loss learns from it"):
         run(tmp_path, [teacher(), wide()], losses=[HiddenStatesLoss(teacher=1)])
 
