@@ -59,6 +59,7 @@ class Projections(nn.ModuleDict):
     def project(self, name: str, state: Tensor) -> Tensor:
         """(batch, tokens, student's width) -> (batch, tokens, teacher's width)."""
         linear = self[name]
+        assert isinstance(linear, nn.Linear)
         projected: Tensor = linear(state.to(linear.weight.dtype))
         return projected
 

@@ -94,7 +94,7 @@ class DistillTrainer(Trainer):
         take_flags(flags)
         kwargs |= dict(zip(_POSITIONAL, positional, strict=False))
         self.distillation: Distillation | None = None
-        self._teacher = teacher if teacher is not None else flags.teacher_model_name_or_path
+        self._teacher: Any = teacher if teacher is not None else flags.teacher_model_name_or_path
         self._losses = losses
         has_flags = compression is None and (isinstance(args, CompressionArguments) or cls.compression is not None)
         self._labels_alone = has_flags and teacher is None and losses is None and not flags.wants_distillation
@@ -141,7 +141,7 @@ class DistillTrainer(Trainer):
         handed_over = self._teacher if isinstance(self._teacher, nn.Module) else None
         check_flags(flags, losses_given=self._losses is not None, teacher_given=handed_over is not None)
         if asks_adapter_off(self._teacher):
-            side = adapter_off_side(student, self._teacher, flags, self._losses)
+            side = adapter_off_side(student, self._teacher, flags, self._losses, is_fsdp=self.is_fsdp_enabled)
         elif self._reads_cache():
             side = cached_side(student, flags, self._losses, self.processing_class, handed_over, self.args.device)
         else:
