@@ -128,20 +128,26 @@ def asks_adapter_off(teacher: object) -> TypeGuard[AdapterOffTeacher | str]:
 
 
 def adapter_off_side(
-    student: nn.Module, teacher: AdapterOffTeacher | str, flags: CompressionArguments, losses: Sequence[Loss] | None
+    student: nn.Module, teacher: Any, flags: CompressionArguments, losses: Sequence[Loss] | None, *, is_fsdp: bool = False
 ) -> TeacherSide:
     """The teacher's side of a run whose teacher is the student with its adapters off.
 
     Args:
         student: a PEFT model.
-        teacher: of this very student; or the word for it.
+        teacher: an `AdapterOffTeacher` of this very student; or the word for it.
         flags: the run's.
         losses: those given in Python; None for the recipe of the flags.
+        is_fsdp: whether the run shards its model with FSDP.
 
     Raises:
         TeacherError: the student cannot be its own teacher, see `AdapterOffTeacher`; or the teacher is of another model.
-        ArgumentError: flags of a teacher that is loaded or stored, or no loss on the labels.
+        ArgumentError: flags of a teacher that is loaded or stored, no loss on the labels, or FSDP.
     """
+    if is_fsdp:
+        raise ArgumentError(
+            "The teacher is the student with its adapters off, and FSDP lets nobody call the model inside it. Train with DDP or with "
+            "DeepSpeed, or name the base as --teacher_model_name_or_path."
+        )
     source = teacher if isinstance(teacher, AdapterOffTeacher) else AdapterOffTeacher(student)
     if source.model is not student:
         raise TeacherError("AdapterOffTeacher is of another model than the one that is trained. Make it of that: AdapterOffTeacher(model).")

@@ -97,19 +97,20 @@ class GivenTeacher:
         if self.model is not None and not asks_live(self.flags):
             self.given = None
 
-    def side(self, student: nn.Module, tokenizer: Any, device: Any) -> TeacherSide:
+    def side(self, student: nn.Module, tokenizer: Any, device: Any, *, is_fsdp: bool = False) -> TeacherSide:
         """Who answers for it, and what is compared; a model is loaded where a path was given, once for many students.
 
         Args:
             student: the student.
             tokenizer: of both.
             device: where the student is.
+            is_fsdp: FSDP will wrap the student.
 
         Raises:
             CompressionError: it does not fit the student; see `live_side` and `cached_side`.
         """
         if asks_adapter_off(self.given):
-            return adapter_off_side(student, self.given, self.flags, self.losses)
+            return adapter_off_side(student, self.given, self.flags, self.losses, is_fsdp=is_fsdp)
         if self.reads_cache:
             known, self.known = self.known, True
             return cached_side(student, self.flags, self.losses, tokenizer, self.model, device, known=known)
@@ -173,18 +174,18 @@ class Lessons:
     losses: Sequence[Loss]
 
 
-def lessons(teachers: Sequence[GivenTeacher], student: nn.Module, tokenizer: Any, device: Any) -> Lessons:
+def lessons(teachers: Sequence[GivenTeacher], student: nn.Module, tokenizer: Any, device: Any, *, is_fsdp: bool = False) -> Lessons:
     """Set up each teacher, and put them together.
 
     Args:
         teachers: of the run.
-        student, tokenizer, device: as for `GivenTeacher.side`.
+        student, tokenizer, device, is_fsdp: as for `GivenTeacher.side`.
 
     Raises:
         CompressionError: a teacher does not fit the student.
         ArgumentError: teachers on disk that were built for other weights of the labels.
     """
-    sides = [(each, each.side(student, tokenizer, device)) for each in teachers]
+    sides = [(each, each.side(student, tokenizer, device, is_fsdp=is_fsdp)) for each in teachers]
     if len(sides) == 1:
         side = sides[0][1]
         return Lessons(side.source, {} if side.shape is None else {None: side.shape}, side.losses)

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +72,8 @@ class Projections(nn.ModuleDict):
     def project(self, name: str, state: Tensor) -> Tensor:
         """(batch, tokens, student's width) -> (batch, tokens, teacher's width)."""
         linear = self[name]
-        weight: Any = linear.weight
-        projected: Tensor = linear(state.to(weight.dtype))
+        assert isinstance(linear, nn.Linear)
+        projected: Tensor = linear(state.to(linear.weight.dtype))
         return projected
 
     def save(self, folder: str | Path, *, write: bool = True) -> None:

@@ -140,7 +140,7 @@ class DistillTrainer(Trainer):
         student, flags = self._student, self.compression
         handed_over = all(each.model is not None for each in self._teachers)
         check_flags(flags, losses_given=self._losses is not None, teacher_given=handed_over)
-        taught = lessons(self._teachers, student, self.processing_class, self.args.device)
+        taught = lessons(self._teachers, student, self.processing_class, self.args.device, is_fsdp=self.is_fsdp_enabled)
         label_name = self.label_names[0] if len(self.label_names) == 1 else "labels"
         chunks = ChunkSettings(flags.distill_logits_chunk_size, self.compute_loss_func is None and self.label_smoother is None)
         self.distillation = Distillation(student, taught.losses, taught.source, taught.shapes, self.processing_class, label_name, chunks)

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 
-from hf_compress.adapter_off import AdapterOffTeacher
+from hf_compress.adapter_off import AdapterOffTeacher, adapter_off_side
 from hf_compress.arguments import CompressionArguments
 from hf_compress.errors import ArgumentError, CompressionError, TeacherError
 from hf_compress.layers.drop import drop_layers
@@ -132,6 +132,9 @@ def test_runs_that_would_teach_nothing(tmp_path: Path, caplog: pytest.LogCapture
     refused("this run drops layers of it", flags=CompressionArguments(layer_drop_strategy="top"))
     with pytest.raises(TeacherError, match="of another model"):
         trained(tmp_path, adapted(), AdapterOffTeacher(adapted()))
+
+    with pytest.raises(ArgumentError, match="FSDP lets nobody call"):
+        adapter_off_side(adapted(), "adapter_off", CompressionArguments(), losses(), is_fsdp=True)
 
     dropped = tiny_model("bert", num_layers=3)
     drop_layers(dropped, strategy="top")

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from hf_compress.cache.reader import TeacherCache
 from hf_compress.errors import CacheError, TeacherError
+from hf_compress.layers.adapter_base import load_with_adapters
 from hf_compress.layers.drop import drop_layers
 from hf_compress.layers.peft import save_dropped_base
 from hf_compress.losses.hidden_states import HiddenStatesLoss
@@ -61,15 +63,16 @@ def test_an_adapters_folder_is_a_teacher(tmp_path: Path) -> None:
 
 
 def test_distilling_from_an_adapters_folder_is_distilling_from_the_merged_model(tmp_path: Path) -> None:
-    merged = copy.deepcopy(saved_adapter(tmp_path)).merge_and_unload()
+    handed_over = saved_adapter(tmp_path)
+    merged = copy.deepcopy(handed_over).merge_and_unload()
     losses = [LogitsLoss(), HiddenStatesLoss()]
     runs = []
-    for name, guide in (("named", str(tmp_path / "adapter-0")), ("merged", merged)):
+    for name, guide in (("named", str(tmp_path / "adapter-0")), ("handed over", handed_over), ("merged", merged)):
         args = arguments(tmp_path / name)
         trainer = DistillTrainer(student(), args, teacher=guide, losses=losses, train_dataset=data(), processing_class=tokenizer())
         trainer.train()
         runs.append(weights(trainer))
-    assert largest_difference(*runs) < 1e-6
+    assert largest_difference(runs[0], runs[2]) < 1e-6 and largest_difference(runs[0], runs[1]) == 0.0
 
 
 def test_on_disk_an_adapter_is_known_by_its_weights(tmp_path: Path) -> None:
@@ -102,6 +105,23 @@ def test_an_adapter_for_another_task(tmp_path: Path) -> None:
         load_teacher(str(tmp_path / "adapter"), "sequence_classification")
     # Where its predictions are not read, its layers teach.
     assert load_teacher(str(tmp_path / "adapter"), "sequence_classification", needs_logits=False).config.num_hidden_layers == 4
+
+
+def test_a_student_of_dropped_layers_is_saved_with_its_base(tmp_path: Path) -> None:
+    """Dropped by hand, then adapted: what the trainer saves loads again."""
+    tiny_model("bert", num_layers=6).save_pretrained(tmp_path / "full")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "full")
+    drop_layers(base, strategy="top")
+    model = adapter_on(base)
+    guide = tiny_model("bert", hidden_size=8, intermediate_size=12)
+    args = arguments(tmp_path / "out", max_steps=2, per_device_train_batch_size=8)
+    more = {"losses": [LogitsLoss(), HiddenStatesLoss()], "train_dataset": data(), "processing_class": tokenizer()}
+    trainer = DistillTrainer(model, args, teacher=guide, **more)
+    trainer.train()
+    trainer.save_model()
+    assert torch.equal(logits(load_with_adapters(tmp_path / "out")), logits(model))
+    stored = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert stored and not [name for name in stored if "projection" in name]
 
 
 def lora_student() -> Any:
