@@ -58,7 +58,7 @@ def _cache_seen(folder: str | None) -> str:
     if is_hub_address(folder):
         return f"{folder} on the hub"
     if not has_cache(folder):
-        return f"none that is finished in {folder}"
+        return "none that is finished"
     manifest = Manifest.load(Path(folder))
     content = xxhash.xxh3_64_hexdigest(repr((manifest.teacher.weights, manifest.index, manifest.shared, manifest.shards)).encode())
     return f"one of {manifest.teacher.name} with {manifest.examples:,} examples (content {content})"
