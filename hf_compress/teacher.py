@@ -16,7 +16,7 @@ from hf_compress.capture import Capture
 from hf_compress.errors import TeacherError
 from hf_compress.layers.stack import unwrap
 from hf_compress.signals import Signals, SignalSpec
-from hf_compress.task import Kind, auto_class_name, kind_of_classes
+from hf_compress.task import Kind, auto_class_name, kind_of, kind_of_classes
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class LiveTeacher:
         self.columns = frozenset(named) - {"labels", "label", "label_ids"}
         self._order = None if label_order is None else torch.tensor(label_order)
         self._capture: Capture | None = None
+        self._chooses = kind_of(model) == "multiple_choice"
 
     def to(self, device: torch.device) -> LiveTeacher:
         """Move the model there."""
@@ -65,14 +66,20 @@ class LiveTeacher:
         """Ask the teacher.
 
         Args:
-            inputs: a batch; columns that the teacher does not know are left out.
+            inputs: a batch; columns that the teacher does not know are left out. A teacher of multiple choice may be given texts,
+                (batch, tokens): each is the only choice; and one of texts choices, (batch, choices, tokens): each is a text.
             spec: the layers to show; hooks stay on the model until another spec comes, or `close`.
         """
         if self._capture is None or self._capture.spec != spec or not self._capture.attached:
             self._capture = Capture(self.model, spec, only_in_training=False)
         self.model.eval()  # whoever holds the model may have called train()
+        known = {name: value for name, value in inputs.items() if name in self.columns}
+        ids = known.get("input_ids")
+        if ids is not None and ids.dim() == (2 if self._chooses else 3):
+            size = (len(ids), 1, -1) if self._chooses else (-1, ids.shape[-1])
+            known = {name: value.reshape(size) if value.shape == ids.shape else value for name, value in known.items()}
         with torch.no_grad():
-            outputs: Mapping[str, Any] = self.model(**{name: value for name, value in inputs.items() if name in self.columns})
+            outputs: Mapping[str, Any] = self.model(**known)
         signals = self._capture.signals(outputs)
         if self._order is not None and "logits" in signals.logits:
             signals.logits["logits"] = signals.logits["logits"].index_select(-1, self._order)
