@@ -48,6 +48,7 @@ class LiveTeacher:
         self._head: PredictionHead | None = None
         self._tap: HeadTap | None = None
         self._read_by_head: Tensor | None = None
+        self._chooses = kind_of(model) == "multiple_choice"
 
     def to(self, device: torch.device) -> LiveTeacher:
         """Move the model there."""
@@ -72,7 +73,8 @@ class LiveTeacher:
         """Ask the teacher.
 
         Args:
-            inputs: a batch; columns that the teacher does not know are left out.
+            inputs: a batch; columns that the teacher does not know are left out. A teacher of multiple choice may be given texts,
+                (batch, tokens): each is the only choice; and one of texts choices, (batch, choices, tokens): each is a text.
             spec: the layers to show; hooks stay on the model until another spec comes, or `close`.
 
         Raises:
@@ -82,8 +84,13 @@ class LiveTeacher:
             self._capture = Capture(self.model, spec, only_in_training=False)
         self._hook_head(spec.head_states)
         self.model.eval()  # whoever holds the model may have called train()
+        known = {name: value for name, value in inputs.items() if name in self.columns}
+        ids = known.get("input_ids")
+        if ids is not None and ids.dim() == (2 if self._chooses else 3):
+            size = (len(ids), 1, -1) if self._chooses else (-1, ids.shape[-1])
+            known = {name: value.reshape(size) if value.shape == ids.shape else value for name, value in known.items()}
         with torch.no_grad():
-            outputs: Mapping[str, Any] = self.model(**{name: value for name, value in inputs.items() if name in self.columns})
+            outputs: Mapping[str, Any] = self.model(**known)
         signals = self._capture.signals(outputs)
         if spec.head_states:
             assert self._read_by_head is not None and self._head is not None

@@ -163,6 +163,7 @@ def logits_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     shapes: dict[Kind, dict[str, tuple[int, ...]]] = {
         "sequence_classification": {"logits": (labels,)},
         "token_classification": {"logits": (-1, labels)},
+        "multiple_choice": {"logits": (1,)},  # each choice is stored by itself
         "question_answering": {"start_logits": (-1,), "end_logits": (-1,)},
         "masked_lm": {"logits": (-1, vocabulary)},
         "causal_lm": {"logits": (-1, vocabulary)},

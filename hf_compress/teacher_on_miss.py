@@ -76,7 +76,7 @@ def ask_when_missing(
             refuse_mismatch(cache.manifest, {"teacher.weights": weights_hash(model.state_dict().items())}, "in another folder")
         return teacher_run(LiveTeacher(model).to(accelerator.device), cache.spec, cache.stored.selection, accelerator, cache.top)
 
-    known = len(dataset) if hasattr(dataset, "__len__") else None
+    known = len(dataset) if hasattr(dataset, "__len__") and kind != "multiple_choice" else None  # there each choice is asked for
     source.missing = MissingExamples(cache, HowToAsk(load, special_ids_of(tokenizer), source.pad_token_id, known))
 
 

@@ -183,13 +183,11 @@ def test_an_encoder_decoder(tmp_path: Path) -> None:
     )
 
 
-def test_choices_are_no_texts(tmp_path: Path) -> None:
-    rows = Dataset.from_list([{"input_ids": [[5, 6], [7, 8]], "attention_mask": [[1, 1]] * 2, "label": 0}] * 8)
-    models = [tiny_model("bert", num_layers=layers, head="multiple_choice") for layers in (4, 2)]
-    refused(
-        tmp_path, DataError, "input_ids (8, 2, 2)", guide=models[0], model=models[1], train_dataset=rows, losses=[HiddenStatesLoss(MAP)],
-        processing_class=None,
-    )  # fmt: skip
+def test_images_are_no_texts(tmp_path: Path) -> None:
+    rows = Dataset.from_list([{"pixel_values": [[[0.5] * 8] * 8], "label": number % 2} for number in range(8)])
+    models = [tiny_model("vit", num_layers=layers) for layers in (4, 2)]
+    words = ("(batch, choices, tokens), but the batch has", "pixel_values (8, 1, 8, 8)")
+    refused(tmp_path, DataError, *words, guide=models[0], model=models[1], train_dataset=rows, losses=[LogitsLoss()], processing_class=None)
 
 
 def test_too_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,6 +133,8 @@ class Assembler:
             logits = self._padded(column, records, batch)
         else:
             logits = torch.from_numpy(np.concatenate([record[column] for record in records]))
+            if batch.choices is not None:
+                logits = logits.view(-1, batch.choices)  # one number a choice -> (examples, choices)
         return logits if self.label_order is None or name != "logits" else logits.index_select(-1, self.label_order)
 
     def _top_logits(self, records: Sequence[Record], batch: Canonical, temperatures: Collection[float]) -> TopLogits:

@@ -17,7 +17,7 @@ READ_BATCH = 256
 
 
 class Examples:
-    """A data set and its collator.
+    """A data set and its collator. In multiple choice each choice is an example of its own: example 1's choices, then example 2's, ...
 
     Args:
         dataset: with a length and places, its columns those that the collator takes.
@@ -50,15 +50,19 @@ class Examples:
             )
         self._dataset, self._collator, self._num_workers = dataset, collator, num_workers
         self.columns, self._special_ids, self._pad = columns, torch.tensor(list(special_ids), dtype=torch.int64), pad_token_id
-        if not may_change:
-            self._refuse_what_changes()
+        self._choices = self._choices_of_the_first(may_change)
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self._dataset) * (self._choices or 1)
 
     def canonical(self, places: Sequence[int]) -> Canonical:
         """The examples at these places."""
-        return self._read(self._collator([self._dataset[place] for place in places]))
+        if self._choices is None:
+            return self._read(self._collator([self._dataset[place] for place in places]))
+        whole = sorted({place // self._choices for place in places})
+        rows = {example: row for row, example in enumerate(whole)}
+        read = self._read(self._collator([self._dataset[example] for example in whole]))
+        return read.take([rows[place // self._choices] * self._choices + place % self._choices for place in places])
 
     def scan(self) -> Iterator[Canonical]:
         """All examples, a batch at a time, in the order of the data set.
@@ -76,17 +80,33 @@ class Examples:
         return padded(examples, self._special_ids, self._pad)
 
     def _read(self, batch: Mapping[str, Any]) -> Canonical:
+        read = self._read_any(batch)
+        if read.choices != self._choices:
+            raise DataError(
+                f"The first example of the data has {self._choices or 'no'} choices, and others have {read.choices or 'none'}: a teacher "
+                "on disk holds examples of as many choices. Distil from a live teacher (no --teacher_cache_dir)."
+            )
+        return read
+
+    def _read_any(self, batch: Mapping[str, Any]) -> Canonical:
         return canonical_examples(batch, self.columns, pad_token_id=self._pad)
 
-    def _refuse_what_changes(self) -> None:
-        """A collator that masks words at random makes other examples each time: no cache can hold them."""
-        few = list(range(min(len(self), 8)))
-        if few and not np.array_equal(self.canonical(few).keys(), self.canonical(few).keys()):
+    def _choices_of_the_first(self, may_change: bool) -> int | None:
+        """How many choices an example has, None for texts; seen on the first examples.
+
+        A collator that masks words at random makes other examples of them each time: no cache can hold them, unless `may_change`.
+        """
+        places = range(min(len(self._dataset), 1 if may_change else 8))
+        if not places:
+            return None
+        first, *more = (self._read_any(self._collator([self._dataset[place] for place in places])) for _ in range(1 if may_change else 2))
+        if any(not np.array_equal(first.keys(), again.keys()) for again in more):
             raise DataError(
                 f"The collator ({type(self._collator).__name__}) makes other inputs of the same examples each time, as masked language "
                 "modelling does, so no teacher on disk can hold them. Mask once, when the data is tokenized, or distil from a live teacher "
                 "(no --teacher_cache_dir)."
             )
+        return first.choices
 
 
 def padded(examples: Canonical, special_ids: Tensor, pad_token_id: int | None) -> tuple[dict[str, Tensor], Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """An example is known by its content: 128 bits of what the teacher reads, unpadded.
 
 So there is no column of numbers to lose, and shuffling, epochs, resuming, other world sizes, grouping by length and duplicates cannot make
-teacher and student speak of different examples.
+teacher and student speak of different examples. In multiple choice each choice is a text of its own, and has a key of its own.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ class Canonical:
         starts: (examples,) where each example's first real token stands.
         lengths: (examples,) how many real tokens it has.
         width: tokens in the batch, padding included.
+        choices: how many texts, one after the other, are the choices of one example; None where an example is one text.
     """
 
     columns: dict[str, Integers]
     starts: Integers
     lengths: Integers
     width: int
+    choices: int | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -52,7 +54,7 @@ class Canonical:
         """Some of the examples."""
         chosen = np.array(examples, dtype=np.int64)
         columns = {name: values[chosen] for name, values in self.columns.items()}
-        return Canonical(columns, self.starts[chosen], self.lengths[chosen], self.width)
+        return Canonical(columns, self.starts[chosen], self.lengths[chosen], self.width, self.choices)
 
     def keys(self) -> Keys:
         """(examples, 2) uint64, the high word first.
@@ -87,10 +89,10 @@ def canonical_examples(inputs: Mapping[str, Any], columns: frozenset[str], *, pa
     """
     read = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and name in columns and name not in _NOT_CONTENT}
     ids = read.get("input_ids")
-    if ids is None or ids.dim() != 2:
+    if ids is None or ids.dim() not in (2, 3):
         raise DataError(
-            f"A teacher on disk knows examples by their input_ids, (batch, tokens), but the batch has {_described(inputs)}. "
-            "Distil from a live teacher: leave --teacher_cache_dir out."
+            f"A teacher on disk knows examples by their input_ids, (batch, tokens) or (batch, choices, tokens), but the batch has "
+            f"{_described(inputs)}. Distil from a live teacher: leave --teacher_cache_dir out."
         )
     arrays: dict[str, Integers] = {}
     for name, value in read.items():
@@ -100,8 +102,10 @@ def canonical_examples(inputs: Mapping[str, Any], columns: frozenset[str], *, pa
                 "on disk holds text with one number a token. Leave that column out, or distil from a live teacher (no --teacher_cache_dir)."
             )
         arrays[name] = value.detach().cpu().numpy().astype(np.int64, copy=False)
-    starts, lengths = _runs(_real_tokens(inputs, arrays["input_ids"], pad_token_id))
-    return Canonical(arrays, starts, lengths, ids.shape[1])
+    width = ids.shape[-1]
+    starts, lengths = _runs(_real_tokens(inputs, arrays["input_ids"], pad_token_id).reshape(-1, width))
+    columns = {name: values.reshape(-1, width) for name, values in arrays.items()}  # the choices of an example, one after the other
+    return Canonical(columns, starts, lengths, width, ids.shape[1] if ids.dim() == 3 else None)
 
 
 def _real_tokens(inputs: Mapping[str, Any], ids: Integers, pad_token_id: int | None) -> npt.NDArray[np.bool_]:

@@ -142,6 +142,14 @@ def test_a_padding_token_tells_padding_where_there_is_no_mask() -> None:
     assert np.array_equal(read(batch, pad_token_id=49_999).keys(), read(padded()(pairs())).keys())
 
 
+def test_each_choice_is_a_text_of_its_own() -> None:
+    texts = padded()(pairs(6))
+    chosen = read({name: value.view(3, 2, -1) for name, value in texts.items()})
+    assert (len(chosen), chosen.choices, read(texts).choices) == (6, 2, None)
+    assert np.array_equal(chosen.keys(), read(texts).keys())
+    assert chosen.take([4, 1]).choices == 2 and np.array_equal(chosen.take([4, 1]).keys(), read(texts).keys()[[4, 1]])
+
+
 # --- refused ---
 
 
@@ -169,7 +177,7 @@ def test_columns_that_are_not_a_number_a_token() -> None:
 
 def test_batches_without_token_ids() -> None:
     refused({"pixel_values": torch.zeros(2, 1, 8, 8)}, "pixel_values (2, 1, 8, 8)", "--teacher_cache_dir")
-    refused({"input_ids": ids(2, 3, 4), "attention_mask": torch.ones(2, 3, 4)}, "input_ids (2, 3, 4)")
+    refused({"input_ids": ids(2, 3, 4, 5), "attention_mask": torch.ones(2, 3, 4, 5)}, "input_ids (2, 3, 4, 5)")
     refused({"input_ids": [[1, 2]]}, "no tensors")
 
 
