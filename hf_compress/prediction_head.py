@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from hf_compress.errors import LossError
@@ -61,7 +62,9 @@ class PredictionHead:
     @property
     def sharded(self) -> bool:
         """Whether each process holds a part of it: ZeRO-3, `fully_shard`."""
-        return any(hasattr(each, "ds_id") or isinstance(each, DTensor) for each in self.module.parameters())
+        # Within its own call the weights of an FSDP module are whole.
+        wrapped = isinstance(self.module, FSDPModule)
+        return wrapped or any(hasattr(each, "ds_id") or isinstance(each, DTensor) for each in self.module.parameters())
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., width) -> (..., vocabulary)."""
@@ -93,6 +96,7 @@ class HeadTap:
     ) -> None:
         self._head, self._take, self._skip, self._only_in_training = head, take, skip, only_in_training
         self._waiting = False  # in a forward, before its head was called
+        self._hidden: Tensor | None = None  # between the beginning and the end of its call
         self._checked = False
         self._first: Tensor | None = None
         if model in _ATTACHED:
@@ -122,15 +126,17 @@ class HeadTap:
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not self._waiting:
             return None
-        self._waiting = False  # `take` may call the head itself
-        hidden, *rest = args
-        self._take(hidden)
-        self._first = None if self._checked else hidden.new_empty(0)
-        return (hidden[:, :1].contiguous(), *rest) if self._skip else None
+        self._waiting = False
+        self._hidden, *rest = args
+        return (self._hidden[:, :1].contiguous(), *rest) if self._skip else None
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        if self._first is not None and not self._first.numel():
-            self._first = output[:, :1].detach()
+        if self._hidden is None:
+            return
+        # `take` may call the head itself. Not before its own call has ended: FSDP would take its weights away under it.
+        hidden, self._hidden = self._hidden, None
+        self._first = None if self._checked else output[:, :1].detach()
+        self._take(hidden)
 
     def _finish(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """In the first forward, see that the model does to its logits what is known of it: the only values read from the device."""

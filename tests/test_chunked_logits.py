@@ -167,7 +167,7 @@ def test_padding_never_reaches_the_head() -> None:
     batch = batch_of(student)
     distillation.show(distillation.teacher_signals(batch), batch)
     model(**{name: batch[name] for name in ("input_ids", "attention_mask")})
-    assert seen == [6, 6, 4, 3]  # 16 real tokens, and the first of each of 3 rows; not 21
+    assert seen == [3, 6, 6, 4]  # the first token of each of 3 rows, and 16 real ones; not 21
 
 
 def test_a_loss_on_labels_that_is_not_the_usual_one_is_left_to_the_model() -> None:

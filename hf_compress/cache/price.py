@@ -105,7 +105,8 @@ def refuse_too_little_disk(price: Price, folder: Path, present: int) -> None:
     if needed > price.free:
         raise CacheError(
             f"The teacher on disk would take {readable(price.bytes)} ({price}), but only {readable(price.free)} are free in {folder}. "
-            "Store less: fewer layers, tokens or dimensions (--hsk 1l_10t_0.1h), or a smaller number format (--teacher_cache_dtype int8)."
+            "Store less: fewer layers, tokens or dimensions (--hsk 1l_10t_0.1h), a smaller number format (--teacher_cache_dtype int8), or "
+            "fewer of a language model's logits (--teacher_cache_logits_top_k 64)."
         )
 
 
