@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -54,26 +55,28 @@ def complete_card_of(
         scores: the teacher's own, "teacher_accuracy" and so on, where the log may not have them.
 
     Raises:
-        ArgumentError: a time is asked for where there is nothing to measure, or where several processes share the model.
+        ArgumentError: a time is asked for where there is nothing to measure, or where several processes share the model; all but the
+            time is written then.
     """
-    if measure_latency and trainer.args.world_size > 1:  # all of them say so
+    section = None
+    if trainer.is_world_process_zero():
+        section = section_of(trainer.model, distillation, compression or CompressionArguments(), losses_given=losses_given)
+    if section is not None:
+        known = {**_stored_scores(distillation), **(scores or {})}
+        best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+        rows = {"data": _data(trainer, dataset), "score": score_row(trainer.state.log_history, known, best), "time": ""}
+        section = replace(section, rows={**section.rows, **rows, "made with": f"hf_compress {__version__}"})
+        complete_card(trainer.args.output_dir, section)
+    if not measure_latency:
+        return
+    if trainer.args.world_size > 1:  # all of them say so
         raise ArgumentError(
             f"measure_latency=True in one of {trainer.args.world_size} processes, which share the model and the machine. Load the "
             "saved model in one process, and make its card there."
         )
-    if not trainer.is_world_process_zero():
-        return
-    section = section_of(trainer.model, distillation, compression or CompressionArguments(), losses_given=losses_given)
     if section is None:
-        if measure_latency:
-            raise ArgumentError("measure_latency=True belongs to a compressed model's card, and nothing was compressed here.")
-        return
-    rows = dict(section.rows)
-    rows["data"] = _data(trainer, dataset)
-    rows["score"] = score_row(trainer.state.log_history, {**_stored_scores(distillation), **(scores or {})})
-    rows["time"] = _time(trainer, distillation) if measure_latency else ""
-    rows["made with"] = f"hf_compress {__version__}"
-    complete_card(trainer.args.output_dir, CardSection(section.made, rows, section.tags, section.papers, section.base_model))
+        raise ArgumentError("measure_latency=True belongs to a compressed model's card, and nothing was compressed here.")
+    complete_card(trainer.args.output_dir, replace(section, rows={**section.rows, "time": _time(trainer, distillation)}))
 
 
 def section_of(
@@ -152,17 +155,23 @@ def _recorded(model: nn.Module) -> CardSection:
     return CardSection("", rows, tuple(tags), tuple(papers))
 
 
-def score_row(history: list[dict[str, Any]], stored: Mapping[str, float]) -> str:
-    """The last evaluation's scores, beside the teacher's own on the same data.
+def score_row(history: list[dict[str, Any]], stored: Mapping[str, float], best_step: int | None = None) -> str:
+    """The model's scores in its last evaluation, beside the teacher's own on the same data.
 
     Args:
         history: a trainer's `state.log_history`.
         stored: the teacher's, "teacher_accuracy" and so on; one that the history has wins.
+        best_step: whose model was loaded at the end of the training; evaluations of later steps are of other models.
     """
     teacher = dict(stored)
     for line in history:
         teacher |= {key: value for key, value in line.items() if key.startswith("teacher_")}
-    last: dict[str, Any] = next((line for line in reversed(history) if any(key.startswith("eval_") for key in line)), {})
+    ended = max((number for number, line in enumerate(history) if "train_runtime" in line), default=-1)
+    evaluations = [line for line in history[ended + 1 :] if any(key.startswith("eval_") for key in line)]
+    evaluations = evaluations or [
+        line for line in history if any(key.startswith("eval_") for key in line) and best_step in (None, line.get("step"))
+    ]
+    last: dict[str, Any] = evaluations[-1] if evaluations else {}
     words = []
     for key, value in last.items():
         name = key.removeprefix("eval_")

@@ -55,6 +55,9 @@ def test_the_score_is_of_the_last_evaluation() -> None:
     history = [{"loss": 1.0, "teacher_f1": 0.8}, {"eval_f1": 0.2, "eval_loss": 1.0}, {"eval_f1": 0.6, "eval_loss": 1.0}]
     assert score_row(history, {}) == "f1 0.6, the teacher 0.8, 75.0% of it"
     assert score_row(history[1:], {"teacher_f1": 0.5}) == "f1 0.6, the teacher 0.5, 120.0% of it"
+    steps = [{"eval_f1": 0.9, "step": 1}, {"eval_f1": 0.3, "step": 2}, {"train_runtime": 1.0, "step": 2}]
+    assert score_row(steps, {"teacher_f1": 1.0}, best_step=1).startswith("f1 0.9")  # the model that was loaded at the end
+    assert score_row([*steps, {"eval_f1": 0.8, "step": 2}], {"teacher_f1": 1.0}, best_step=1).startswith("f1 0.8")
     assert score_row(history[1:], {}) == score_row([], {"teacher_f1": 0.5}) == ""
 
 
