@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from hf_compress.capture import Capture
 from hf_compress.errors import TeacherError
-from hf_compress.layers.adapter_base import base_class, base_of, holds_adapter, load_with_adapters
+from hf_compress.layers.adapter_base import base_class, load_with_adapters
+from hf_compress.layers.peft import base_of, holds_adapter
 from hf_compress.layers.stack import unwrap
 from hf_compress.signals import Signals, SignalSpec
 from hf_compress.task import Kind, auto_class_name, kind_of
