@@ -61,7 +61,7 @@ class HealArguments:
     distill: bool = field(default=False, metadata={"help": "Learn from the whole model as well as from the text."})
     merge: bool = field(default=False, metadata={"help": "Save adapter and base as one plain model too, in merged/."})
     prompt: str = field(default="the room was", metadata={"help": "What the healed model goes on from."})
-    small_model_steps: int = field(default=400, metadata={"help": "How long the small model is trained, where none is named."})
+    small_model_steps: int = field(default=300, metadata={"help": "How long the small model is trained, where none is named."})
 
 
 def blocks(texts: Sequence[str], tokenizer: Any, block_size: int) -> Dataset:

@@ -74,6 +74,9 @@ class AdapterOffTeacher:
             each for each in self.base.modules() if hasattr(each, "adapter_layer_names") and hasattr(each, "enable_adapters")
         ]
         _refuse_trained_base(self.base, self._parts)
+        # Listed once: walking through a deep model with adapters takes longer than switching them.
+        self._modules = list(self.base.modules())
+        self._parameters = [parameter for part in self._parts for parameter in part.parameters()]
         self._capture: Capture | None = None
 
     def close(self) -> None:
@@ -104,19 +107,20 @@ class AdapterOffTeacher:
     @contextmanager
     def _as_a_teacher(self) -> Iterator[None]:
         """Adapters off and eval mode; everything is put back as it was, module by module."""
-        training = [module for module in self.base.modules() if module.training]
+        training = [module for module in self._modules if module.training]
         enabled = [part for part in self._parts if not part.disable_adapters]
         # Switching adapters on and off sets requires_grad of all of their weights, also of those that somebody froze.
-        wanted = [(parameter, parameter.requires_grad) for part in self._parts for parameter in part.parameters()]
+        wanted = [parameter.requires_grad for parameter in self._parameters]
         try:
-            self.base.eval()
+            for module in training:
+                module.training = False
             for part in enabled:
                 part.enable_adapters(False)
             yield
         finally:
             for part in enabled:
                 part.enable_adapters(True)
-            for parameter, value in wanted:
+            for parameter, value in zip(self._parameters, wanted, strict=True):
                 parameter.requires_grad_(value)
             for module in training:
                 module.training = True

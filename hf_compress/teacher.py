@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from hf_compress.capture import Capture
 from hf_compress.errors import TeacherError
-from hf_compress.layers.adapter_base import base_class, base_of, holds_adapter, load_with_adapters
+from hf_compress.layers.adapter_base import base_class, load_with_adapters
+from hf_compress.layers.peft import base_of, holds_adapter
 from hf_compress.layers.stack import unwrap
 from hf_compress.layers.zero import is_split, loaded_whole
 from hf_compress.prediction_head import HeadTap, PredictionHead

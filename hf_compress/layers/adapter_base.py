@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_compress.errors import LayerDropError
-from hf_compress.layers.checkpoint import described
-from hf_compress.layers.peft import BASE_FOLDER, BASE_NOT_SAVED, LAYER_NUMBER
-from hf_compress.layers.record import KeptLayers, recorded_drop
+from hf_compress.layers.peft import CONFIG_FILE, LAYER_NUMBER, base_of
+from hf_compress.layers.record import described, kept_layers, recorded_drop
 from hf_compress.layers.stack import find_stacks, pretrained_model
 
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _OWN_BASE = "Load it with its own base: hf_compress.load_with_adapters({!r})."
 # What an adapter is for, in PEFT's words, and the class that loads its base.
@@ -39,43 +37,6 @@ _TASK_CLASSES = {
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
     "FEATURE_EXTRACTION": "AutoModel",
 }
-
-
-def holds_adapter(folder: str | Path) -> bool:
-    """Whether a folder holds an adapter and not a whole model."""
-    path = Path(folder)
-    return (path / CONFIG_FILE).is_file() and not (path / "config.json").is_file()
-
-
-def base_of(folder: str | Path) -> str:
-    """The folder or name of the base that the adapter in `folder` was trained on.
-
-    That is the one that it names; where that folder is not there any more, `base_model` beside the adapter, or beside its checkpoint's
-    parent.
-
-    Raises:
-        LayerDropError: there is no adapter in `folder`, it names no base, or a base that lost layers and was not saved.
-    """
-    path = Path(folder)
-    if not (path / CONFIG_FILE).is_file():
-        raise LayerDropError(f"There is no adapter in {folder}: it has no {CONFIG_FILE}. Give the folder that save_pretrained wrote.")
-    named: str | None = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if named and Path(named).is_dir():
-        return named
-    for beside in (path / BASE_FOLDER, path.resolve().parent / BASE_FOLDER):
-        if (beside / "config.json").is_file():
-            return str(beside)
-    if named == BASE_NOT_SAVED:
-        raise LayerDropError(
-            f"The adapter in {folder} was trained on a model whose layers had been dropped, and that model was not saved with it. Where it "
-            "was trained, call hf_compress.layers.peft.save_dropped_base(model, folder) before model.save_pretrained(folder)."
-        )
-    if not named:
-        raise LayerDropError(
-            f"The adapter in {folder} names no base (base_model_name_or_path in {CONFIG_FILE}). Hand the base over: "
-            "load_with_adapters(folder, base=model)."
-        )
-    return named
 
 
 def base_class(folder: str | Path) -> Any:
@@ -105,7 +66,7 @@ def refuse_other_base(base: nn.Module, folder: str | Path) -> None:
     present = recorded_drop(owner.config) or {}
     if named.is_file():
         trained_on = recorded_drop(json.loads(named.read_text(encoding="utf-8"))) or {}
-        if _layers(trained_on) != _layers(present):
+        if kept_layers(trained_on) != kept_layers(present):
             raise LayerDropError(
                 f"The adapter in {folder} was trained on a model that {described(trained_on)} ({named.parent}), and this "
                 f"{type(owner).__name__} {described(present)}: it would adapt other layers than those it was trained for. "
@@ -179,7 +140,3 @@ def _refuse_other_depth(owner: PreTrainedModel, folder: str | Path, names: Itera
                 f"The adapter in {folder} was trained on {max(found[stack.name])} layers or more, and this {type(owner).__name__} has "
                 f"{stack.depth}. {_OWN_BASE.format(str(folder))}"
             )
-
-
-def _layers(recorded: Mapping[str, KeptLayers]) -> dict[str, tuple[tuple[int, ...], int]]:
-    return {name: (each.kept, each.num_layers) for name, each in recorded.items()}

@@ -15,7 +15,8 @@ from torch import nn
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_compress.errors import LayerDropError
-from hf_compress.layers.record import KeptLayers, recorded_drop
+from hf_compress.layers.peft import base_of, holds_adapter
+from hf_compress.layers.record import KeptLayers, described, kept_layers, recorded_drop
 from hf_compress.layers.stack import pretrained_model
 from hf_compress.layers.strategies import describe_layers
 
@@ -24,13 +25,14 @@ CALLBACK = "LayerDropCallback"
 
 
 def recorded_in_checkpoint(args: Any) -> dict[str, KeptLayers] | None:
-    """What the checkpoint that `args` resumes from kept; None if there is no such checkpoint, or it holds adapters only.
+    """What the checkpoint that `args` resumes from kept; None if there is no such checkpoint, or adapters only
+    whose base is not on this machine.
 
     Raises LayerDropError if it holds a model that has lost no layers.
     """
     checkpoint = getattr(args, "resume_from_checkpoint", None)
-    file = Path(checkpoint) / "config.json" if isinstance(checkpoint, str) else None
-    if file is None or not file.is_file():
+    file = _config_file(checkpoint)
+    if file is None:
         return None
     recorded = recorded_drop(json.loads(file.read_text(encoding="utf-8")))
     if recorded is None:
@@ -53,20 +55,18 @@ def refuse_other_layers(checkpoint: Any, model: nn.Module) -> None:
     """See that a checkpoint's config records the same layers as the model's.
 
     Args:
-        checkpoint: a folder; what is no folder, and one without a config (adapters only), passes.
+        checkpoint: a folder; what is no folder, and one without a config, passes; for adapters their base's counts.
         model: with the layers that it will be trained with.
 
     Raises:
         LayerDropError: naming both, and what the checkpoint's run was asked for.
     """
-    file = Path(checkpoint) / "config.json" if isinstance(checkpoint, str) else None
-    if file is None or not file.is_file():
+    file = _config_file(checkpoint)
+    if file is None:
         return
     saved = recorded_drop(json.loads(file.read_text(encoding="utf-8"))) or {}
     present = recorded_drop(pretrained_model(model).config) or {}
-    if {name: (each.kept, each.num_layers) for name, each in saved.items()} == {
-        name: (each.kept, each.num_layers) for name, each in present.items()
-    }:
+    if kept_layers(saved) == kept_layers(present):
         return
     asked = dict(next(iter(saved.values())).request) if saved else {}
     said = ", ".join(f"{name}={list(value) if isinstance(value, tuple) else value}" for name, value in asked.items())
@@ -78,13 +78,17 @@ def refuse_other_layers(checkpoint: Any, model: nn.Module) -> None:
     )
 
 
-def described(recorded: Mapping[str, KeptLayers]) -> str:
-    """What is recorded, in words that go on a sentence about a model: "kept layers 1-4 of 6"; "has lost no layers" where it is nothing."""
-    kept = [
-        ("" if name == "layers" else f"in the {name} ") + f"kept layers {describe_layers(each.kept)} of {each.num_layers}"
-        for name, each in recorded.items()
-    ]
-    return " and ".join(kept) or "has lost no layers"
+def _config_file(checkpoint: Any) -> Path | None:
+    """The config of a checkpoint, or of the base of the adapters that it holds; None where there is none on this machine."""
+    if not isinstance(checkpoint, str):
+        return None
+    folder = Path(checkpoint)
+    if holds_adapter(folder):
+        try:
+            folder = Path(base_of(folder))
+        except LayerDropError:
+            return None
+    return folder / "config.json" if (folder / "config.json").is_file() else None
 
 
 def check_checkpoint(state: Any, recorded: Mapping[str, KeptLayers], *, may_be_older: bool) -> None:

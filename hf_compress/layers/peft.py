@@ -12,6 +12,7 @@ added to a model after its layers were dropped. `layers.adapter_base` loads adap
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from transformers import PreTrainedModel
 
 from hf_compress.errors import LayerDropError
 from hf_compress.layers.rebuild import build_empty
+from hf_compress.layers.record import described, kept_layers, recorded_drop
 from hf_compress.layers.stack import LayerStack, pretrained_model
 from hf_compress.layers.zero import whole_parameters
 
+CONFIG_FILE = "adapter_config.json"
 BASE_FOLDER = "base_model"
 BASE_NOT_SAVED = "layers-dropped-from-base--call-save_dropped_base"
 KEPT_STACKS = dict[str, tuple[LayerStack, tuple[int, ...]]]
@@ -78,17 +81,56 @@ def base_is_forgotten(model: nn.Module) -> bool:
     return any(config.base_model_name_or_path == BASE_NOT_SAVED for config in adapter_configs(model).values())
 
 
+def holds_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter and not a whole model."""
+    path = Path(folder)
+    return (path / CONFIG_FILE).is_file() and not (path / "config.json").is_file()
+
+
+def base_of(folder: str | Path) -> str:
+    """The folder or name of the base that the adapter in `folder` was trained on.
+
+    That is the one that it names; where it names a `base_model` that is not there any more, the one beside the adapter, or beside the
+    checkpoints that it is one of.
+
+    Raises:
+        LayerDropError: there is no adapter in `folder`, it names no base, or a base that lost layers and was not saved.
+    """
+    path = Path(folder)
+    if not (path / CONFIG_FILE).is_file():
+        raise LayerDropError(f"There is no adapter in {folder}: it has no {CONFIG_FILE}. Give the folder that save_pretrained wrote.")
+    named: str | None = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if named and Path(named).is_dir():
+        return named
+    if named in (None, BASE_NOT_SAVED) or Path(named).name == BASE_FOLDER:
+        for beside in (path / BASE_FOLDER, path.resolve().parent / BASE_FOLDER):
+            if (beside / "config.json").is_file():
+                return str(beside)
+    if named == BASE_NOT_SAVED:
+        raise LayerDropError(
+            f"The adapter in {folder} was trained on a model whose layers had been dropped, and that model was not saved with it. Where it "
+            "was trained, call hf_compress.layers.peft.save_dropped_base(model, folder) before model.save_pretrained(folder)."
+        )
+    if not named:
+        raise LayerDropError(
+            f"The adapter in {folder} names no base (base_model_name_or_path in {CONFIG_FILE}). Hand the base over: "
+            "load_with_adapters(folder, base=model)."
+        )
+    return named
+
+
 def save_dropped_base(model: nn.Module, directory: str | Path, *, write: bool = True) -> Path:
     """Save the base of a PEFT model, without its adapters, in `directory`/base_model, and let the adapters name it.
 
     Call it before `model.save_pretrained(directory)`; LayerDropCallback does by itself. Among several processes all call it,
     and one with `write=True`. Returns the folder. Raises LayerDropError if `model` has no adapters or its weights do not fit
-    its config.
+    its config, and if the folder holds a base of other layers, which the adapters that were saved beside it need.
     """
     configs = adapter_configs(model)
     if not configs:
         raise LayerDropError(f"{type(model).__name__} has no adapters: save it with save_pretrained.")
     folder = (Path(directory) / BASE_FOLDER).resolve()
+    _refuse_to_overwrite(folder, model)
     with whole_parameters(model):
         if write:
             _plain_base(model).save_pretrained(folder)
@@ -96,6 +138,18 @@ def save_dropped_base(model: nn.Module, directory: str | Path, *, write: bool = 
     for config in configs.values():
         config.base_model_name_or_path = str(folder)
     return folder
+
+
+def _refuse_to_overwrite(folder: Path, model: nn.Module) -> None:
+    if not (folder / "config.json").is_file():
+        return
+    there = recorded_drop(json.loads((folder / "config.json").read_text(encoding="utf-8"))) or {}
+    present = recorded_drop(pretrained_model(model).config) or {}
+    if kept_layers(there) != kept_layers(present):
+        raise LayerDropError(
+            f"{folder} holds the base of adapters that were trained before, a model that {described(there)}, and this one "
+            f"{described(present)}. Choose another output_dir, or delete that folder and its adapters."
+        )
 
 
 def _plain_base(model: nn.Module) -> PreTrainedModel:

@@ -8,8 +8,11 @@ one after another (`layers.schedule`), an entry has "to_drop" too: those still t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from hf_compress.layers.strategies import describe_layers
 
 CONFIG_KEY = "hf_compress"
 DROP_KEY = "layer_drop"
@@ -56,6 +59,20 @@ def recorded_layers(config: Any) -> dict[str, KeptLayers] | None:
         )
         for name, entry in written[DROP_KEY].items()
     }
+
+
+def kept_layers(recorded: Mapping[str, KeptLayers]) -> dict[str, tuple[tuple[int, ...], int]]:
+    """What makes two records the same model: the layers that stayed, and of how many; not in which words they were asked for."""
+    return {name: (each.kept, each.num_layers) for name, each in recorded.items()}
+
+
+def described(recorded: Mapping[str, KeptLayers]) -> str:
+    """What is recorded, in words that go on a sentence about a model: "kept layers 1-4 of 6"; "has lost no layers" where it is nothing."""
+    kept = [
+        ("" if name == "layers" else f"in the {name} ") + f"kept layers {describe_layers(each.kept)} of {each.num_layers}"
+        for name, each in recorded.items()
+    ]
+    return " and ".join(kept) or "has lost no layers"
 
 
 def record_drop(config: Any, stacks: dict[str, KeptLayers]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_compress.errors import LayerDropError
-from hf_compress.layers.adapter_base import base_of, holds_adapter, load_with_adapters, refuse_other_base
+from hf_compress.layers.adapter_base import load_with_adapters, refuse_other_base
+from hf_compress.layers.checkpoint import recorded_in_checkpoint, refuse_other_layers
 from hf_compress.layers.drop import drop_layers
-from hf_compress.layers.peft import save_dropped_base
+from hf_compress.layers.peft import base_of, holds_adapter, save_dropped_base
 from hf_compress.layers.record import recorded_drop
 from tests.tiny_models import tiny_batch, tiny_model
 
@@ -120,3 +122,23 @@ def test_what_is_no_adapter(tmp_path: Path) -> None:
     full(tmp_path)
     with pytest.raises(LayerDropError, match=r"no adapter_config\.json"):
         load_with_adapters(tmp_path / "full")
+
+
+def test_a_base_that_other_adapters_need_is_not_overwritten(tmp_path: Path) -> None:
+    healed(tmp_path)
+    other = full(tmp_path)
+    drop_layers(other, strategy="top")
+    with pytest.raises(LayerDropError, match=r"holds the base of .* kept layers 1-2 and 5-6 of 6, and this one kept layers 1-4 of 6"):
+        save_dropped_base(with_lora(other), tmp_path / "healed")
+    save_dropped_base(healed(tmp_path), tmp_path / "healed")  # the same layers
+
+
+def test_a_checkpoint_of_adapters_says_which_layers_its_base_kept(tmp_path: Path) -> None:
+    """So that a choice that was measured is taken over, and adapters do not get onto other layers."""
+    healed(tmp_path, layers_to_keep=[1, 2, 4, 6])
+    folder = str(tmp_path / "healed")
+    recorded = recorded_in_checkpoint(SimpleNamespace(resume_from_checkpoint=folder))
+    assert recorded is not None and recorded["layers"].kept == (1, 2, 4, 6)
+    refuse_other_layers(folder, healed(tmp_path / "same", layers_to_keep=[1, 2, 4, 6]))
+    with pytest.raises(LayerDropError, match=r"kept layers 1-2, 4 and 6 of 6, and the model of this run kept layers 1-4 of 6"):
+        refuse_other_layers(folder, healed(tmp_path / "other", strategy="top"))
