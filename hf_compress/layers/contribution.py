@@ -47,8 +47,8 @@ def measure_contribution(
     with all_or_none():
         if is_split(model) or torch.distributed.get_rank() == 0:
             measured = [_measured(model, batches, tokens)]
-    first: dict[str, tuple[float, ...]] = joined(measured)[0]
-    return first
+    told: list[dict[str, tuple[float, ...]]] = joined(measured)
+    return told[0]
 
 
 def _measured(model: nn.Module, batches: Iterable[Mapping[str, Any]], tokens: Literal["summary", "all"]) -> dict[str, tuple[float, ...]]:
