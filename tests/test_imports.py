@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "projections": {"errors", "layers", "losses", "projection_file"},
     "students": {"errors", "layers", "losses", "projection_file", "projections"},
     "registration": {"students"},
-    "teacher_placement": {"errors", "layers", "signals", "teacher"},
+    "teacher_placement": {"cache", "errors", "layers", "signals", "teacher"},
     "teacher_side": {
         "arguments",
         "cache",
