@@ -74,12 +74,19 @@ class LiveTeacher:
         if self._capture is None or self._capture.spec != spec or not self._capture.attached:
             self._capture = Capture(self.model, spec, only_in_training=False)
         self.model.eval()  # whoever holds the model may have called train()
+        # Pixels and other numbers come in the student's type: under DeepSpeed the Trainer casts each batch to that of its engine.
+        own = next((each.dtype for each in self.model.parameters() if each.is_floating_point()), torch.float32)
+        asked = {name: value for name, value in inputs.items() if name in self.columns}
         with torch.no_grad():
-            outputs: Mapping[str, Any] = self.model(**{name: value for name, value in inputs.items() if name in self.columns})
+            outputs: Mapping[str, Any] = self.model(**{name: _in_type(value, own) for name, value in asked.items()})
         signals = self._capture.signals(outputs)
         if self._order is not None and "logits" in signals.logits:
             signals.logits["logits"] = signals.logits["logits"].index_select(-1, self._order)
         return signals
+
+
+def _in_type(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def load_teacher(

@@ -138,7 +138,7 @@ def _give_engine(model: nn.Module) -> None:
         for name, value in run["zero_optimization"].items()
         if value != "auto" and name not in ("offload_optimizer", "stage3_gather_16bit_weights_on_model_save")
     }
-    settings = {name: run[name] for name in ("bf16", "fp16") if name in run}
+    settings: dict[str, Any] = {name: run[name] for name in ("bf16", "fp16") if name in run}
     settings |= {"zero_optimization": zero, "train_micro_batch_size_per_gpu": 1, "steps_per_print": 1 << 62}
     engine, *_ = deepspeed.initialize(model=model, config=settings)
     object.__setattr__(model, _ENGINE, engine)

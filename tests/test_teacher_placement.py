@@ -11,11 +11,12 @@ import torch
 
 from hf_compress.arguments import CompressionArguments
 from hf_compress.errors import ArgumentError, TeacherError
+from hf_compress.signals import SignalSpec
 from hf_compress.teacher import LiveTeacher
 from hf_compress.teacher_placement import check_sharding, free_bytes, placed, refuse_split, refuse_too_large
 from hf_compress.trainer import DistillTrainer
 from hf_compress.training_arguments import DistillTrainingArguments
-from tests.tiny_models import tiny_model
+from tests.tiny_models import tiny_batch, tiny_model
 from tests.tiny_runs import arguments, rows, student, teacher
 
 GPU = torch.device("cuda", 0)
@@ -59,6 +60,15 @@ def test_what_torch_holds_without_using_it_is_free() -> None:
     after = free_bytes(device)
     assert before is not None and held is not None and after is not None
     assert before - held >= 1 << 28 and after - held >= 1 << 28
+
+
+def test_a_teacher_takes_pixels_in_the_students_type() -> None:
+    vit = tiny_model("vit")
+    pixels = tiny_batch(vit)["pixel_values"]
+    spec = SignalSpec(logits=True)
+    full, cast = (LiveTeacher(vit).signals({"pixel_values": each}, spec).logits["logits"] for each in (pixels, pixels.bfloat16()))
+    assert cast.dtype == torch.float32
+    assert torch.allclose(full, cast, atol=0.05) and not torch.equal(full, cast)
 
 
 def test_a_teacher_is_split_only_where_zero_3_can(tmp_path: Path) -> None:
