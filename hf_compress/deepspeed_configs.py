@@ -35,8 +35,7 @@ REMOVED: dict[str, str] = {
     "compression_training": "",  # see _instead_of_compression
     "curriculum_learning": "DeepSpeed has it as data_efficiency.data_sampling.curriculum_learning",
     "eigenvalue": _NOTHING,
-    "elasticity": "batch sizes are --per_device_train_batch_size and --gradient_accumulation_steps, and a run is resumed on another number "
-    "of processes",
+    "elasticity": "batch sizes are --per_device_train_batch_size and --gradient_accumulation_steps",
     "graph_harvesting": _NOTHING,
     "nebula": "checkpoints are written by torch",
     "progressive_layer_drop": "--layer_drop_strategy drops layers before the training, and for good",

@@ -85,7 +85,9 @@ class LiveTeacher:
             self._capture = Capture(self.model, spec, only_in_training=False)
         self._hook_head(spec.head_states)
         self.model.eval()  # whoever holds the model may have called train()
-        known = {name: value for name, value in inputs.items() if name in self.columns}
+        # Pixels and other numbers come in the student's type: under DeepSpeed the Trainer casts each batch to that of its engine.
+        own = next((each.dtype for each in self.model.parameters() if each.is_floating_point()), torch.float32)
+        known = {name: _in_type(value, own) for name, value in inputs.items() if name in self.columns}
         ids = known.get("input_ids")
         if ids is not None and ids.dim() == (2 if self._chooses else 3):
             size = (len(ids), 1, -1) if self._chooses else (-1, ids.shape[-1])
@@ -118,6 +120,10 @@ def input_columns(model: nn.Module) -> frozenset[str]:
     parameters = inspect.signature(unwrap(model).forward).parameters.values()
     named = (each.name for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL))
     return frozenset(named) - {"labels", "label", "label_ids"}
+
+
+def _in_type(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def load_teacher(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_compress.cache.price import readable
 from hf_compress.errors import ArgumentError, TeacherError
 from hf_compress.layers.zero import config_in_force, is_split_by_zero
 from hf_compress.signals import SignalSource
@@ -103,9 +104,9 @@ def refuse_too_large(teacher: nn.Module, student: nn.Module, device: torch.devic
     of_teacher, of_student = (_bytes_elsewhere(model, device) for model in (teacher, student))
     if of_teacher + of_student <= free:
         return
-    beside = f", the student's {_readable(of_student)}" if of_student else ""
+    beside = f", the student's {readable(of_student)}" if of_student else ""
     raise TeacherError(
-        f"The teacher does not fit: its weights take {_readable(of_teacher)}{beside}, and {device} has {_readable(free)} left. "
+        f"The teacher does not fit: its weights take {readable(of_teacher)}{beside}, and {device} has {readable(free)} left. "
         "Ways out: --teacher_dtype bfloat16 halves a float32 teacher; a teacher on disk is not in memory while the student trains "
         "(--teacher_cache_dir, built where it fits, with --build_teacher_cache_only); under --deepspeed zero3 each process holds a part "
         "of it (--teacher_sharded)."
@@ -118,10 +119,6 @@ def _bytes_elsewhere(model: nn.Module, device: torch.device) -> int:
         return 0  # stays where it was loaded
     tensors = {id(each): each for each in (*model.parameters(), *model.buffers()) if each.device.type != device.type}
     return sum(each.numel() * each.element_size() for each in tensors.values())
-
-
-def _readable(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _give_engine(model: nn.Module) -> None:

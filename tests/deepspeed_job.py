@@ -166,6 +166,31 @@ def handed_over(folder: Path, name: str) -> dict[str, Any]:
 
 
 @scenario
+def asked_when_missing(folder: Path, name: str) -> dict[str, Any]:
+    """A teacher on disk that lacks half of the examples, each process asking for its own."""
+    found = {}
+    for way, count, miss in (("half", 8, None), ("whole", 16, "live")):
+        flags = CompressionArguments(
+            teacher_model_name_or_path=str(folder.parent / "teacher"),
+            teacher_cache_dir=str(folder / "cache"),
+            teacher_cache_dtype="float32",
+            teacher_cache_miss=miss,
+        )
+        trainer = DistillTrainer(
+            student(**NARROW),
+            settings(folder / way, name),
+            compression=flags,
+            train_dataset=rows(count=count),
+        )
+        trainer.train()
+        found[way] = losses_of(trainer)
+    made = settings(folder / "live", name)
+    trainer = DistillTrainer(student(**NARROW), made, teacher=str(folder.parent / "teacher"), train_dataset=rows())
+    trainer.train()
+    return {**found, "live": losses_of(trainer)}
+
+
+@scenario
 def half_precision(folder: Path, name: str) -> dict[str, Any]:
     """A bfloat16 student beside a teacher as it was saved."""
     trainer = DistillTrainer(

@@ -171,3 +171,18 @@ def test_listening_is_not_saved(tmp_path: object) -> None:
     again = type(model).from_pretrained(tmp_path)
     assert again.config._attn_implementation == "sdpa"
     assert "scores" not in (tmp_path / "config.json").read_text()  # type: ignore[operator]
+
+
+def test_projections_are_applied_in_one_order_whatever_the_order_of_the_set() -> None:
+    # Under ZeRO-3 every process gathers a projection when it is applied; a set of names has another order in each process.
+    model = tiny_model("bert", num_layers=2).train()
+    names = [f"map_{letter}" for letter in "gbfadce"]
+    applied: list[str] = []
+
+    def project(name: str, state: torch.Tensor) -> torch.Tensor:
+        applied.append(name)
+        return state
+
+    Capture(model, SignalSpec(hidden_states=frozenset(HiddenState("layers", 1, name) for name in names)), project=project)
+    model(**tiny_batch(model))
+    assert applied == sorted(names)

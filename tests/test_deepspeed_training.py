@@ -20,7 +20,9 @@ def is_exported(found: dict[str, Any], *, projections: bool) -> bool:
 @pytest.mark.slow
 def test_every_feature_under_zero_2_and_3(tmp_path: Path) -> None:
     everywhere = ("half_precision", "phases", "resume", "loaded_after_the_config")
-    found = job(tmp_path, *(f"{name}:{each}" for each in everywhere for name in ("zero2", "zero3")), "zero3:handed_over")
+    found = job(
+        tmp_path, *(f"{name}:{each}" for each in everywhere for name in ("zero2", "zero3")), "zero3:handed_over", "zero3:asked_when_missing"
+    )
     for name in ("zero2", "zero3"):
         phases = found[f"{name}:phases"]
         assert phases["moved"] == [] and len(phases["losses"]) == 4
@@ -43,6 +45,8 @@ def test_every_feature_under_zero_2_and_3(tmp_path: Path) -> None:
         half = found[f"{name}:half_precision"]
         assert half["types"] == ["torch.bfloat16"] and half["losses"][1] < half["losses"][0]
 
+    asked = found["zero3:asked_when_missing"]
+    assert len(asked["half"]) == 2 and asked["whole"] == pytest.approx(asked["live"], rel=1e-6)
     handed = found["zero3:handed_over"]
     assert handed["student"]["losses"] == pytest.approx(handed["student of a path"]["losses"], rel=1e-6)
     for way, each in handed.items():

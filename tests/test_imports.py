@@ -54,10 +54,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cached_teacher": {"cache", "packed_signals", "signals"},
     "teacher_identity": {"cache", "errors", "layers", "signals", "task", "teacher_checks"},
     # distilling
+    # distilling
     "projections": {"errors", "layers", "losses", "projection_file"},
     "students": {"errors", "layers", "losses", "projection_file", "projections"},
     "registration": set(),
-    "teacher_placement": {"errors", "layers", "signals", "teacher"},
+    "teacher_placement": {"cache", "errors", "layers", "signals", "teacher"},
     "several_teachers": {"cached_teacher", "losses", "signals"},
     # the trainers
     "without_weights": {"errors", "students"},
