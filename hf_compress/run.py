@@ -129,15 +129,24 @@ def _leave_process_group() -> None:
 
 @contextmanager
 def _as_main_script(script: Path, script_argv: list[str]) -> Iterator[None]:
-    """Give the script the `sys.argv` and the first place on `sys.path` that Python itself would."""
-    argv, path = sys.argv, list(sys.path)
+    """Give the script the `sys.argv` and the first place on `sys.path` that Python itself would.
+
+    What it imports from beside it (run_qa.py its trainer_qa.py) is bound to this run's Trainer, so another run in this process shall import
+    it anew.
+    """
+    argv, path, folder = sys.argv, list(sys.path), script.resolve().parent
+    loaded = set(sys.modules)
     sys.argv = script_argv
-    sys.path.insert(0, str(script.resolve().parent))
+    sys.path.insert(0, str(folder))
     try:
         yield
     finally:
         sys.argv = argv
         sys.path[:] = path
+        for name in set(sys.modules) - loaded:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file is not None and Path(file).parent == folder:
+                del sys.modules[name]
 
 
 if __name__ == "__main__":

@@ -164,6 +164,9 @@ def write_model(task: Task, folder: Path, *, teacher: bool) -> str:
     """A model of four layers, with its tokenizer: the teacher with the task's head, or the one that the script begins with."""
     head = task.head if teacher else task.begins_with or task.head
     config = task.config if teacher or head != "base" else {}
-    tiny_model(task.architecture, head=head, seed=2 if teacher else 1, vocab_size=len(WORDS), **config).save_pretrained(folder)
+    model = tiny_model(task.architecture, head=head, seed=2 if teacher else 1, vocab_size=len(WORDS), **config)
+    if head == "multiple_choice":
+        model.classifier.weight.data.mul_(30)  # else the choices are all but equal
+    model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return str(folder)
