@@ -1,11 +1,12 @@
 """The learnt projections beside a model on disk: a run writes them there, and a later one starts from them.
 
-The file's metadata says between which models they were learnt, as far as that is known: "student" and "teacher" (their `model_type`),
-"student_hidden_size" and "teacher_hidden_size".
+The file's metadata says between which models they were learnt, as far as that is known: "models" is JSON, with "student" and "teacher"
+(their `model_type`), "student_hidden_size" and "teacher_hidden_size".
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def write_projections(folder: str | Path, tensors: Mapping[str, Tensor], models:
         models: between which they were learnt; see above.
     """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, Path(folder) / FILE_NAME, metadata=dict(models))
+    # One entry: safetensors writes several in another order each time, and equal maps are to be equal files.
+    save_file(whole, Path(folder) / FILE_NAME, metadata={"models": json.dumps(models, sort_keys=True)})
 
 
 def read_projections(folder: str | Path) -> dict[str, Tensor]:
@@ -63,4 +65,4 @@ def read_models(folder: str | Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     with safe_open(path, framework="pt") as file:
-        return dict(file.metadata() or {})
+        return dict(json.loads((file.metadata() or {}).get("models", "{}")))

@@ -107,7 +107,7 @@ class DistillTrainer(Trainer):
             self._teachers = given_teachers(teacher, teacher_weights, flags, losses)
         self._log_parts, self._watch = LossLog(), FiniteWatch()
         self._teacher_score: dict[str, float] = {}
-        self._scored: dict[str, float] | None = None
+        self._teacher_was_scored: dict[str, float] | None = None
         self._student_columns: frozenset[str] | None = None
         self._counts: Tensor | None = None
         self._own_loss_ran = False
@@ -350,10 +350,10 @@ class DistillTrainer(Trainer):
             raise SystemExit(0)
 
     def _report_teacher(self, distillation: Distillation) -> None:
-        if self._scored is None or self.hp_search_backend is None:  # once for all trials of a search
+        if self._teacher_was_scored is None or self.hp_search_backend is None:  # once for all trials of a search
             sources = members_of(distillation.teacher)
-            self._scored = score_teachers(self, self._teachers, sources, asked=distillation.needs_teacher)
-        self._teacher_score = self._scored
+            self._teacher_was_scored = score_teachers(self, self._teachers, sources, asked=distillation.needs_teacher)
+        self._teacher_score = self._teacher_was_scored
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's log, with each part of the loss beside the whole."""
@@ -395,4 +395,4 @@ class DistillTrainer(Trainer):
         """The Trainer's card, with what was compressed and how; `measure_latency` times the models on a batch, here and now."""
         super().create_model_card(*args, **kwargs)
         own, dataset = self._losses is not None, kwargs.get("dataset")
-        complete_card_of(self, self.distillation, self.compression, own, measure_latency, dataset, self._scored)
+        complete_card_of(self, self.distillation, self.compression, own, measure_latency, dataset, self._teacher_was_scored)
