@@ -104,8 +104,8 @@ def canonical_examples(inputs: Mapping[str, Any], columns: frozenset[str], *, pa
         arrays[name] = value.detach().cpu().numpy().astype(np.int64, copy=False)
     width = ids.shape[-1]
     starts, lengths = _runs(_real_tokens(inputs, arrays["input_ids"], pad_token_id).reshape(-1, width))
-    columns = {name: values.reshape(-1, width) for name, values in arrays.items()}  # the choices of an example, one after the other
-    return Canonical(columns, starts, lengths, width, ids.shape[1] if ids.dim() == 3 else None)
+    rows = {name: values.reshape(-1, width) for name, values in arrays.items()}  # the choices of an example, one after the other
+    return Canonical(rows, starts, lengths, width, ids.shape[1] if ids.dim() == 3 else None)
 
 
 def _real_tokens(inputs: Mapping[str, Any], ids: Integers, pad_token_id: int | None) -> npt.NDArray[np.bool_]:
