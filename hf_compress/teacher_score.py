@@ -42,7 +42,7 @@ def teacher_score(
     compute_metrics: Callable[[EvalPrediction], Mapping[str, Any]],
     accelerator: Any,
     label_names: Sequence[str],
-    preprocess: Callable[[Tensor, Tensor], Tensor] | None = None,
+    preprocess: Callable[[Tensor, Tensor], Any] | None = None,
 ) -> dict[str, float]:
     """Run the teacher over the evaluation data.
 
@@ -65,10 +65,10 @@ def teacher_score(
         labels = next((batch[name] for name in ("labels", *label_names) if isinstance(batch.get(name), Tensor)), None)
         if logits is None or labels is None:
             return {}
-        logits = logits if preprocess is None else preprocess(logits, labels)
-        if not isinstance(logits, Tensor):
+        shown: Any = logits if preprocess is None else preprocess(logits, labels)
+        if not isinstance(shown, Tensor):
             return {}
-        logits, labels = accelerator.pad_across_processes((logits, labels), dim=1, pad_index=_PADDING)
+        logits, labels = accelerator.pad_across_processes((shown, labels), dim=1, pad_index=_PADDING)
         logits, labels = accelerator.gather_for_metrics((logits, labels))
         predictions.append(logits.float().cpu().numpy())
         references.append(labels.cpu().numpy())
