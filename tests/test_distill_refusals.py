@@ -95,6 +95,9 @@ def test_empty_and_endless_data(tmp_path: Path) -> None:
 def test_reentrant_checkpointing(tmp_path: Path) -> None:
     args = arguments(tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
     refused(tmp_path, ArgumentError, "use_reentrant", args=args)
+    model = student()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})  # without the Trainer's knowledge
+    refused(tmp_path, ArgumentError, "use_reentrant=True, which hides the hidden states' gradients", model=model)
 
 
 def test_batches_that_cannot_be_told_from_padding(tmp_path: Path) -> None:
