@@ -18,7 +18,8 @@ os._exit(0)
 
 def command(script: Path, *arguments: str, processes: int = 2) -> list[str]:
     """The command line that starts a script in so many processes."""
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), str(script), *arguments]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    return [sys.executable, *launcher, str(script), *arguments]
 
 
 def environment() -> dict[str, str]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers.utils import logging as transformers_logging
 
 import hf_compress.teacher_side
 from hf_compress.arguments import CompressionArguments
@@ -24,6 +21,7 @@ from hf_compress.losses.logits import LogitsLoss
 from hf_compress.losses.loss import Loss
 from hf_compress.run import main as run_main
 from hf_compress.trainer import DistillTrainer
+from tests.kept_logging import logging_as_it_was as logging_as_it_was
 from tests.tiny_models import tiny_model
 from tests.tiny_runs import arguments, rows, teacher
 from tests.tiny_text import WORDS, model_folder, sentences, tokenizer
@@ -76,14 +74,6 @@ def main():
 if __name__ == "__main__":
     main()
 """
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    level, root = transformers_logging.get_verbosity(), logging.getLogger().level
-    yield
-    transformers_logging.set_verbosity(level)
-    logging.getLogger().setLevel(root)
 
 
 def folder_of(path: Path, masked: bool, **more: Any) -> str:

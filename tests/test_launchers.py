@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from transformers.utils import logging as transformers_logging
 
 from hf_compress.run import main
 from tests.deepspeed_launch import ROOT, free_port
+from tests.kept_logging import logging_as_it_was as logging_as_it_was
 from tests.tiny_glue import write_glue
 from tests.tiny_text import model_folder
 
@@ -28,14 +26,6 @@ DEEPSPEED = (sys.executable, "-m", "deepspeed.launcher.runner", "--master_addr",
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--master_addr", "127.0.0.1", "--master_port")
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port")
 MODULE = "hf_compress.run"
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    level, root = transformers_logging.get_verbosity(), logging.getLogger().level
-    yield
-    transformers_logging.set_verbosity(level)
-    logging.getLogger().setLevel(root)
 
 
 def commands(launcher: str, port: str) -> list[list[str]]:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[1]
+from tests.launching import launch
 
 SCRIPT = """
 import json, os, sys
@@ -41,8 +38,6 @@ trainer.train()
 if trainer.is_world_process_zero():
     save_file({name: p.detach().clone() for name, p in trainer.model.named_parameters()}, folder / "weights.safetensors")
     (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
-sys.stdout.flush()
-os._exit(0)  # without Python's shutdown, in which a gloo thread may abort the process (one run in eight, with a plain Trainer too)
 """
 
 
@@ -51,17 +46,7 @@ def run(
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     folder = tmp_path / name
     folder.mkdir()
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
-    done = subprocess.run(
-        [sys.executable, *launcher, str(script), str(folder), str(batch_size), str(accumulation), phases, losses],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(folder, SCRIPT, str(batch_size), str(accumulation), phases, losses, processes=processes)
     return load_file(folder / "weights.safetensors"), json.loads((folder / "log.json").read_text())
 
 

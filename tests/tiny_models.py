@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedConfig, PreTrainedModel
 
 VOCABULARY = 50
@@ -239,3 +240,12 @@ def tiny_batch(
         else:
             batch["labels"] = input_ids.where(attention_mask == 1, -100)
     return batch
+
+
+def with_lora(model: PreTrainedModel, **config: Any) -> Any:
+    """A LoRA adapter that does something: its second matrix is not 0."""
+    wrapped = get_peft_model(model, LoraConfig(r=2, **config))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.3)
+    return wrapped.eval()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_compress.errors import LayerDropError
@@ -18,16 +18,12 @@ from hf_compress.layers.drop import drop_layers
 from hf_compress.layers.peft import base_of, holds_adapter, save_dropped_base
 from hf_compress.layers.record import recorded_drop
 from tests.tiny_models import tiny_batch, tiny_model
+from tests.tiny_models import with_lora as lora
 
 
-def with_lora(model: PreTrainedModel, **more: Any) -> Any:
-    """A LoRA adapter on a language model that does something: its second matrix is not 0."""
-    values = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "down_proj"], "r": 2, **more}
-    wrapped = get_peft_model(model, LoraConfig(**values))
-    for name, parameter in wrapped.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.3)
-    return wrapped.eval()
+def with_lora(model: PreTrainedModel) -> Any:
+    """On a language model."""
+    return lora(model, task_type="CAUSAL_LM", target_modules=["q_proj", "down_proj"])
 
 
 @torch.no_grad()

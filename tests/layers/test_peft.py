@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
+from peft import AutoPeftModelForSequenceClassification, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from hf_compress.errors import LayerDropError
@@ -14,16 +14,12 @@ from hf_compress.layers.drop import drop_layers
 from hf_compress.layers.peft import save_dropped_base
 from hf_compress.layers.record import recorded_drop
 from tests.tiny_models import tiny_batch, tiny_model
+from tests.tiny_models import with_lora as lora
 
 
 def with_lora(model: PreTrainedModel, **config: Any) -> Any:
-    """A LoRA adapter that does something: its second matrix is not 0."""
-    values = {"task_type": TaskType.SEQ_CLS, "target_modules": ["query", "dense"], "r": 2, **config}
-    wrapped = get_peft_model(model, LoraConfig(**values))
-    for name, parameter in wrapped.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.3)
-    return wrapped.eval()
+    """On a classifier."""
+    return lora(model, **{"task_type": TaskType.SEQ_CLS, "target_modules": ["query", "dense"], **config})
 
 
 @torch.no_grad()

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
 
 from hf_compress.scripts.run_glue import main
+from tests.kept_logging import logging_as_it_was as logging_as_it_was
 from tests.tiny_models import tiny_model
 
 WORDS = ["the", "room", "was", "clean", "quiet", "dirty", "loud", "and", "bad", "good"]
@@ -30,14 +29,6 @@ def model(tmp_path: Path) -> str:
     tiny_model("bert", num_layers=2).save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", model_max_length=16).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    level, root = transformers_logging.get_verbosity(), logging.getLogger().level
-    yield
-    transformers_logging.set_verbosity(level)
-    logging.getLogger().setLevel(root)
 
 
 def write_csv(path: Path, rows: list[tuple[str, ...]], header: str = "sentence,label") -> str:

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from datasets import DatasetDict
-from transformers.utils import logging as transformers_logging
 
 from hf_compress.scripts.run_glue import DataArguments, in_place, load_splits, main
+from tests.kept_logging import logging_as_it_was as logging_as_it_was
 from tests.tiny_glue import split, write_glue
 from tests.tiny_text import labelled, model_folder
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    level, root = transformers_logging.get_verbosity(), logging.getLogger().level
-    yield
-    transformers_logging.set_verbosity(level)
-    logging.getLogger().setLevel(root)
 
 
 @pytest.fixture

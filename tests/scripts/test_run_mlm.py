@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,11 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
-from transformers.utils import logging as transformers_logging
 
 from hf_compress.projection_file import FILE_NAME
 from hf_compress.run import main as run_main
 from hf_compress.scripts.run_mlm import DataArguments, added_around, load_text, main, tokenized
+from tests.kept_logging import logging_as_it_was as logging_as_it_was
 from tests.tiny_text import model_folder, sentences, tokenizer
 
 NARROW = {"hidden_size": 8, "intermediate_size": 12}
@@ -64,14 +62,6 @@ def main():
 if __name__ == "__main__":
     main()
 """
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    level, root = transformers_logging.get_verbosity(), logging.getLogger().level
-    yield
-    transformers_logging.set_verbosity(level)
-    logging.getLogger().setLevel(root)
 
 
 @pytest.fixture
