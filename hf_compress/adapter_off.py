@@ -132,7 +132,13 @@ def asks_adapter_off(teacher: object) -> TypeGuard[AdapterOffTeacher | str]:
 
 
 def adapter_off_side(
-    student: nn.Module, teacher: Any, flags: CompressionArguments, losses: Sequence[Loss] | None, *, is_fsdp: bool = False
+    student: nn.Module,
+    teacher: Any,
+    flags: CompressionArguments,
+    losses: Sequence[Loss] | None,
+    *,
+    is_fsdp: bool = False,
+    alone: bool = True,
 ) -> TeacherSide:
     """The teacher's side of a run whose teacher is the student with its adapters off.
 
@@ -142,6 +148,7 @@ def adapter_off_side(
         flags: the run's.
         losses: those given in Python; None for the recipe of the flags.
         is_fsdp: whether the run shards its model with FSDP.
+        alone: whether nobody else teaches; then the labels must.
 
     Raises:
         TeacherError: the student cannot be its own teacher, see `AdapterOffTeacher`; or the teacher is of another model.
@@ -162,7 +169,7 @@ def adapter_off_side(
             "name the base itself as --teacher_model_name_or_path."
         )
     chosen = list(losses) if losses is not None else recipe_of(flags, {})
-    if not any(isinstance(loss, LabelsLoss) and loss.weight for loss in chosen):
+    if alone and not any(isinstance(loss, LabelsLoss) and loss.weight for loss in chosen):
         raise ArgumentError(
             "The teacher is the student with its adapters off, and no loss reads the labels: it would learn to be what it is without "
             "them. Add the labels: --distill_recipe logits, --distill_weights labels=1, or LabelsLoss() in losses=."

@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 # Smaller vocabularies are compared whole: their logits are no larger than what the layers hold.
 LARGE_VOCABULARY = 8192
+# Their forward multiplies by parts of the head and never calls it.
+_HEAD_NOT_CALLED = frozenset({"mobilebert"})
 LABELS_SUM = "labels_sum"
 # Numbers in one tensor of chunk x vocabulary, by default: 128 MiB as float32.
 CHUNK_NUMBERS = 2**25
@@ -75,6 +77,8 @@ class ChunkSettings:
             return 0
         if self.chunk_size is not None:
             return self.chunk_size
+        if pretrained_model(student).config.model_type in _HEAD_NOT_CALLED:
+            return 0
         vocabulary = int(getattr(pretrained_model(student).config.get_text_config(), "vocab_size", 0) or 0)
         return max(1, CHUNK_NUMBERS // vocabulary) if vocabulary >= LARGE_VOCABULARY else 0
 
@@ -106,7 +110,9 @@ class ChunkedLogits:
         self._batch: Batch | None = None
         self._teacher = Signals()
         self._sums: Tensor | None = None
-        self._tap = HeadTap(student, self._head, self._take, skip=self.takes_labels or not labels, only_in_training=True)
+        # A script's own further forwards, with which nothing is compared, are left alone.
+        skip = self.takes_labels or not labels
+        self._tap = HeadTap(student, self._head, self._take, skip=skip, only_in_training=True, wanted=self._is_shown)
         self._handle = student.register_forward_hook(self._finish)
         logger.info("logits are compared %d tokens at a time%s", chunk_size, ", and so are labels" if self.takes_labels else "")
 
@@ -124,6 +130,9 @@ class ChunkedLogits:
         if isinstance(loss, LabelsLoss):
             return outputs[LABELS_SUM] if self.takes_labels else None
         return outputs[_name(self.losses.index(loss))] if isinstance(loss, LogitsLoss) else None
+
+    def _is_shown(self) -> bool:
+        return self._batch is not None
 
     def _take(self, hidden: Tensor) -> None:
         """(batch, tokens, width) -> the sums of this batch."""
@@ -222,6 +231,8 @@ def has_plain_label_loss(model: nn.Module) -> bool:
     if getattr(owner.config.get_text_config(), "output_router_logits", False):
         return False  # experts have a loss of their own
     own: Any = getattr(owner, "loss_function", None)
+    if not type(owner).forward.__module__.startswith(("transformers.models.", "hf_compress.")):
+        return False  # somebody's own forward may do anything with it
     if kind_of(model) == "masked_lm":
         return own in (None, ForMaskedLMLoss, ForCausalLMLoss)
     return own is ForCausalLMLoss and "loss_function" in inspect.unwrap(type(owner).forward).__code__.co_names

@@ -152,11 +152,12 @@ class Distillation:
         if self.running:
             self.start()
 
-    def check_stages(self, *, from_disk: bool) -> None:
+    def check_stages(self, *, from_disk: Iterable[int | None]) -> None:
         """See that the losses fit the student at every stage, if layers are to go while it trains.
 
         Args:
-            from_disk: the teacher is read from disk, and so shows what it was asked for when the first batch was made.
+            from_disk: the numbers of the teachers that are read from disk, and so show what they were asked for when the first batch was
+                made; None is the only one.
 
         Raises:
             LossError, LayerMapError: with the way out.
@@ -178,7 +179,8 @@ class Distillation:
                     "The losses learn one projection for each student layer, and layers go while the student trains. Take losses with a "
                     "shared projection, or drop the layers before training."
                 )
-            if from_disk and _teacher_spec(losses) != self.whole_teacher_spec:
+            before, now_asked = self.whole_teacher_spec, _teacher_spec(losses)
+            if any(now_asked.of_teacher(number) != before.of_teacher(number) for number in from_disk):
                 raise LossError(
                     "A teacher on disk is read ahead, and what is compared with it changes when layers go while the student trains. Keep "
                     "the teacher in memory (leave --teacher_cache_dir out), compare predictions alone (--distill_recipe logits), or drop "

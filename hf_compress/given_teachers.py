@@ -14,14 +14,15 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_compress.adapter_off import AdapterOffTeacher, adapter_off_side, asks_adapter_off
+from hf_compress.adapter_off import ADAPTER_OFF, AdapterOffTeacher, adapter_off_side, asks_adapter_off
 from hf_compress.arguments import CompressionArguments
+from hf_compress.cache_arguments import TeacherCacheArguments
 from hf_compress.cached_teacher import CachedTeacher
 from hf_compress.errors import ArgumentError, LossError, TeacherError
 from hf_compress.layers.stack import unwrap
@@ -89,7 +90,8 @@ class GivenTeacher:
 
     def take_flags(self, flags: CompressionArguments) -> None:
         """Flags that a trial of a search has set, with this teacher's own places."""
-        self.flags = flags if self.number is None else _own_flags(flags, *(getattr(self.flags, name) for name in _PLACES))
+        path, folder = (getattr(self.flags, name) for name in _PLACES)
+        self.flags = _own_flags(flags, path, folder, among_several=self.number is not None)
 
     def let_go(self) -> None:
         """Free the model: what it says is on disk now."""
@@ -110,7 +112,8 @@ class GivenTeacher:
             CompressionError: it does not fit the student; see `live_side` and `cached_side`.
         """
         if asks_adapter_off(self.given):
-            return adapter_off_side(student, self.given, self.flags, self.losses, is_fsdp=is_fsdp)
+            alone = self.number is None
+            return adapter_off_side(student, self.given, self.flags, self.losses, is_fsdp=is_fsdp, alone=alone)
         if self.reads_cache:
             known, self.known = self.known, True
             return cached_side(student, self.flags, self.losses, tokenizer, self.model, device, known=known)
@@ -151,10 +154,10 @@ def given_teachers(
     asked_ones = [place for place in range(count) if share_of[place]]
     found = []
     for place in asked_ones:
-        own = flags
-        if count > 1:
-            given = named[place]
-            own = _own_flags(flags, given if isinstance(given, str) else None, cached[place])
+        given = named[place]
+        # A model that was handed over may be named as well, by the flag.
+        path = given if isinstance(given, str) else models if count == 1 else None
+        own = _own_flags(flags, path, cached[place], among_several=count > 1)
         number = place + 1 if len(asked_ones) > 1 else None
         each = GivenTeacher(number, named[place], share_of[place], own, _losses_of(losses, place + 1))
         _check_one(each, f"Teacher {place + 1} of {count}" if count > 1 else "")
@@ -226,8 +229,14 @@ def score_teachers(
     return found
 
 
-def _own_flags(flags: CompressionArguments, path: str | None, folder: str | None) -> CompressionArguments:
+def _own_flags(flags: CompressionArguments, path: str | None, folder: str | None, *, among_several: bool) -> CompressionArguments:
+    """The run's flags as they are about one teacher; what is said of teachers on disk is not about a live one beside them."""
     own = copy.copy(flags)
+    if among_several and folder is None:
+        for each in fields(TeacherCacheArguments):
+            setattr(own, each.name, each.default)
+    if among_several and path == ADAPTER_OFF:
+        own.teacher_dtype = own.teacher_revision = None
     own.teacher_model_name_or_path, own.teacher_cache_dir, own.teacher_weights = path, folder, None
     return own
 
@@ -237,12 +246,13 @@ def _check_one(teacher: GivenTeacher, which: str) -> None:
     nobody = no_teacher(teacher.flags.teacher_cache_dir)
     if which and teacher.given is None and not teacher.reads_cache:
         raise TeacherError(f"{which} is not there. {nobody}")
-    if which and isinstance(teacher.losses, list) and not teacher.losses:
+    if which and isinstance(teacher.losses, list) and not any(loss.needs_teacher and loss.weight for loss in teacher.losses):
         raise LossError(f"{which}: no loss learns from it. Give it one, or the weight 0 in teacher_weights.")
     check_teacher_and_losses(teacher.given, teacher.losses, from_disk=teacher.reads_cache, nobody=nobody)
     if which and teacher.number is not None:
         of_class = "" if teacher.model is None else type(unwrap(teacher.model)).__name__
-        name = teacher.given if isinstance(teacher.given, str) else of_class or teacher.flags.teacher_cache_dir
+        shown = ADAPTER_OFF if asks_adapter_off(teacher.given) else teacher.given
+        name = shown if isinstance(shown, str) else of_class or teacher.flags.teacher_cache_dir
         logger.info("%s: %s, weight %g", which.lower(), name, teacher.share)
 
 

@@ -171,7 +171,8 @@ def _schedules(callbacks: Iterable[Any]) -> Iterator[GradualDrop]:
 def tell_after_drop(callbacks: Iterable[Any], told: Callable[[], None]) -> None:
     """Have a function called whenever one of these callbacks has dropped layers while the model is trained."""
     for gradual in _schedules(callbacks):
-        gradual.after_drop.append(told)
+        if told not in gradual.after_drop:
+            gradual.after_drop.append(told)
 
 
 def follow_checkpoint(

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
-from hf_compress.arguments import Phase
+from hf_compress.arguments import CompressionArguments
 from hf_compress.distillation import Distillation
 from hf_compress.errors import ArgumentError
 from hf_compress.layers.stack import unwrap
@@ -63,34 +63,24 @@ class PhasedRun:
         args: the training arguments; changed while a phase runs, and put back.
         model: the student.
         distillation: whose losses take turns.
-        phases: in order.
-        progressive: whether the intermediate phase teaches one layer after another.
-        slow_rate: what the layers below learn at meanwhile, as a share of the learning rate; None freezes them.
+        flags: the phases in order, whether the intermediate one teaches one layer after another, and what the layers below learn at
+            meanwhile.
 
     Raises:
         LossError: before the first step, if a phase has no loss, or layers cannot be taught one by one.
         ArgumentError: a rate where DeepSpeed or FSDP holds the optimizer.
     """
 
-    def __init__(
-        self,
-        args: Any,
-        model: nn.Module,
-        distillation: Distillation,
-        phases: Sequence[Phase],
-        *,
-        progressive: bool = False,
-        slow_rate: float | None = None,
-    ) -> None:
+    def __init__(self, args: Any, model: nn.Module, distillation: Distillation, flags: CompressionArguments) -> None:
         self._args, self._model, self._distillation = args, model, distillation
         self._slow: list[nn.Parameter] = []
-        self._slow_rate = slow_rate
-        if slow_rate is not None and (getattr(args, "deepspeed", None) or getattr(args, "fsdp", None)):
+        self._slow_rate = flags.distill_progressive_rate
+        if self._slow_rate is not None and (getattr(args, "deepspeed", None) or getattr(args, "fsdp", None)):
             raise ArgumentError(
                 "--distill_progressive_rate gives layers learning rates of their own, and DeepSpeed or FSDP has one. Leave it out."
             )
-        losses = {phase.name: distillation.losses_in(phase.name) for phase in phases}
-        self._phases = stages_of(phases, model, losses.get("intermediate", ()), progressive=progressive)
+        losses = {phase.name: distillation.losses_in(phase.name) for phase in flags.phases}
+        self._phases = stages_of(flags.phases, model, losses.get("intermediate", ()), progressive=flags.distill_progressive)
 
     def run(self, resume: str | bool | None, train: Callable[[str | None], TrainOutput]) -> TrainOutput:
         """Train each phase; a resumed run begins in the phase that its checkpoint belongs to.

@@ -89,11 +89,20 @@ class HeadTap:
         take: is given the hidden states, (batch, tokens, width), inside the model's forward.
         skip: whether the model then makes the first token's logits only; else all, as ever.
         only_in_training: True for a student, whose evaluation must stay the task's own.
+        wanted: whether the forward that begins is one to take from; by default each is.
     """
 
     def __init__(
-        self, model: nn.Module, head: PredictionHead, take: Callable[[Tensor], None], *, skip: bool, only_in_training: bool
+        self,
+        model: nn.Module,
+        head: PredictionHead,
+        take: Callable[[Tensor], None],
+        *,
+        skip: bool,
+        only_in_training: bool,
+        wanted: Callable[[], bool] | None = None,
     ) -> None:
+        self._wanted = wanted
         self._head, self._take, self._skip, self._only_in_training = head, take, skip, only_in_training
         self._waiting = False  # in a forward, before its head was called
         self._hidden: Tensor | None = None  # between the beginning and the end of its call
@@ -121,7 +130,8 @@ class HeadTap:
         self._handles = []
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self._waiting = module.training or not self._only_in_training
+        taken = self._wanted is None or self._wanted()
+        self._waiting = taken and (module.training or not self._only_in_training)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not self._waiting:

@@ -90,8 +90,10 @@ def _joined(parts: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
 def _without_drawing(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """The batches, with torch's random state put back after them: a run that does not ask the teacher draws the same dropout."""
     before = torch.random.get_rng_state()
-    yield from batches
-    torch.random.set_rng_state(before)
+    try:
+        yield from batches
+    finally:
+        torch.random.set_rng_state(before)
 
 
 def say_score(scores: Mapping[str, float], num_labels: int | None, number: int | None = None) -> None:

@@ -24,7 +24,6 @@ from hf_compress.callbacks import drop_again, offer_examples, take_flags
 from hf_compress.card.facts import complete_card_of
 from hf_compress.chunked_logits import ChunkSettings
 from hf_compress.console_log import show_log
-from hf_compress.deepspeed_configs import named_config
 from hf_compress.distillation import Distillation
 from hf_compress.given_teachers import GivenTeacher, Teacher, given_teachers, lessons, score_teachers
 from hf_compress.gradual_drop import follow_checkpoint, tell_after_drop
@@ -92,7 +91,6 @@ class DistillTrainer(Trainer):
         show_log()
         cls = type(self)
         self.compression = flags = flags_in_force(compression, args, cls.compression)
-        named_config(getattr(args, "deepspeed", None))  # refuses what DeepSpeed would, before a teacher is loaded
         check_trainer_class(cls.__mro__[: cls.__mro__.index(DistillTrainer) + 1], flags)
         take_flags(flags)
         kwargs |= dict(zip(_POSITIONAL, positional, strict=False))
@@ -121,7 +119,7 @@ class DistillTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self._always_divides = hasattr(self, "loss_is_scaled_for_ga")  # earlier Trainers do not where there is a compute_loss_func
         self.loss_is_scaled_for_ga = False
-        tell_after_drop(callbacks, lambda: self.distillation.student_changed() if self.distillation is not None else None)
+        tell_after_drop(callbacks, self._student_changed)
         if self.train_dataset is not None:
             with all_or_none():
                 check_run(self, flags.phases)
@@ -151,17 +149,22 @@ class DistillTrainer(Trainer):
                 data = self.train_dataset
                 ask_when_missing(source, each.flags, each.model, kind_of(student), self.accelerator, self.processing_class, data)
         check_optimizer(self.optimizer, self.distillation.projections)
-        self.distillation.check_stages(from_disk=flags.teacher_cache_dir is not None)
+        self.distillation.check_stages(from_disk=[each.number for each in self._teachers if each.flags.teacher_cache_dir is not None])
         self._signature_columns = None  # to be read again, with the teacher's
         self._set_signature_columns_if_needed()
         for loss in self.distillation.losses:
             logger.info("loss: %s", loss)
+
+    def _student_changed(self) -> None:
+        if self.distillation is not None:
+            self.distillation.student_changed()
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Build the model anew as `model_init` says, then drop its layers again and compare it with the teacher again."""
         is_first = getattr(self, "callback_handler", None) is None
         if not is_first:
             self.compression = self._trials.take(self, trial, distils=not self._labels_alone)
+            tell_after_drop(self.callback_handler.callbacks, self._student_changed)  # a trial may have callbacks of its own
             for each in self._teachers:
                 each.take_flags(self.compression)
         model: nn.Module = super().call_model_init(trial)
@@ -197,9 +200,7 @@ class DistillTrainer(Trainer):
         self._signature_columns = known + sorted(self._teacher_columns() - set(known))  # type: ignore[assignment]
 
     def _teacher_columns(self) -> frozenset[str]:
-        teacher = self.distillation.teacher if self.distillation is not None else None
-        columns: frozenset[str] = getattr(teacher, "columns", frozenset())
-        return columns
+        return frozenset(getattr(self.distillation and self.distillation.teacher, "columns", ()))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The Trainer's, with each batch cut to its longest example."""
@@ -322,6 +323,8 @@ class DistillTrainer(Trainer):
             self.optimizer, self.lr_scheduler = None, None
             if getattr(self.model_wrapped, "_orig_mod", None) is not self._student:  # accelerate compiles a model once
                 self.model_wrapped = self._student
+            if self.args.torch_compile:
+                torch.compiler.reset()  # what was compiled for another phase's hooks
             if phased.slows:
                 phased.slow_down(self.create_optimizer())
             output = train_once(checkpoint)
@@ -333,9 +336,7 @@ class DistillTrainer(Trainer):
             distillation.start()
             return train_once(resume_from_checkpoint)
         assert self.compression is not None
-        flags = self.compression
-        one_by_one, slow_rate = flags.distill_progressive, flags.distill_progressive_rate
-        phased = PhasedRun(self.args, self._student, distillation, phases, progressive=one_by_one, slow_rate=slow_rate)
+        phased = PhasedRun(self.args, self._student, distillation, self.compression)
         return phased.run(resume_from_checkpoint, train_phase)
 
     def _teacher_to_disk(self, distillation: Distillation) -> None:
@@ -351,8 +352,8 @@ class DistillTrainer(Trainer):
 
     def _report_teacher(self, distillation: Distillation) -> None:
         if self._teacher_was_scored is None or self.hp_search_backend is None:  # once for all trials of a search
-            sources = members_of(distillation.teacher)
-            self._teacher_was_scored = score_teachers(self, self._teachers, sources, asked=distillation.needs_teacher)
+            members = members_of(distillation.teacher)
+            self._teacher_was_scored = score_teachers(self, self._teachers, members, asked=distillation.needs_teacher)
         self._teacher_score = self._teacher_was_scored
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -380,7 +381,8 @@ class DistillTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """The Trainer's resume, and the projections."""
+        """The Trainer's resume, and the projections; the model, which model_init may have built anew, is brought to its stage first."""
+        self._follow_checkpoint(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.distillation is not None:
             self.distillation.projections.load(resume_from_checkpoint)

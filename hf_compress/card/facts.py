@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
@@ -95,7 +96,9 @@ def section_of(
     if distillation is None and not recorded.tags:
         return None
     sources = members_of(distillation.teacher) if distillation is not None else {}
-    path = flags.teacher_model_name_or_path if None in sources else None  # of several, each model says what it was loaded from
+    path = flags.teacher_model_name_or_path
+    if path is not None and "," in path and not Path(path).is_dir():
+        path = None  # several were named: each model says what it was loaded from
     teachers = {number: _teacher(source, path) for number, source in sources.items()}
     teacher_name, teacher = teachers.get(None, ("", None))
     papers, tags = recorded.papers, recorded.tags
@@ -175,11 +178,15 @@ def score_row(history: list[dict[str, Any]], stored: Mapping[str, float], best_s
     words = []
     for key, value in last.items():
         name = key.removeprefix("eval_")
-        theirs = teacher.get(f"teacher_{name}")
-        if key == name or theirs is None:
+        if key == name:
             continue
-        share = f", {value / theirs:.1%} of it" if theirs > 0 else ""
-        words.append(f"{name} {value:.4g}, the teacher {theirs:.4g}{share}")
+        theirs = teacher.get(f"teacher_{name}")
+        each = {which[1]: score for key, score in teacher.items() if (which := re.fullmatch(rf"teacher_(\d+)_{re.escape(name)}", key))}
+        if theirs is not None:
+            share = f", {value / theirs:.1%} of it" if theirs > 0 else ""
+            words.append(f"{name} {value:.4g}, the teacher {theirs:.4g}{share}")
+        elif each:
+            words.append(f"{name} {value:.4g}" + "".join(f", teacher {number} {score:.4g}" for number, score in each.items()))
     return "; ".join(words)
 
 
