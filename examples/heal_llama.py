@@ -74,6 +74,7 @@ def blocks(texts: Sequence[str], tokenizer: Any, block_size: int) -> Dataset:
 
 def small_llama(folder: Path, heal: HealArguments, seed: int) -> tuple[str, list[str]]:
     """A Llama of eight layers that has learnt a small language, saved in `folder`; and text of that language."""
+    print(f"no --model_name_or_path: a small Llama is trained first, {heal.small_model_steps} steps (--small_model_steps)", flush=True)
     (examples,) = write_corpus([3000], seed=seed)
     texts = [f"{example.review} {example.reply}" for example in examples]
     tokenizer = train_tokenizer(examples)

@@ -25,6 +25,7 @@ from hf_compress.argument_values import nearest_name
 from hf_compress.arguments import FIELDS, CompressionArguments
 from hf_compress.callbacks import LayerDropCallback, drop_again, offer_examples, take_flags, were_taken
 from hf_compress.card.facts import complete_card_of
+from hf_compress.deepspeed_configs import check_launched
 from hf_compress.errors import ArgumentError, CompressionError
 from hf_compress.gradual_drop import follow_checkpoint
 from hf_compress.trainer import DistillTrainer
@@ -128,6 +129,7 @@ def _bound(base: type[transformers.Trainer], namespace: dict[str, Any], compress
         if drops:
             given["callbacks"] = [_layer_drop_callback(compression, given), *(given.get("callbacks") or ())]
         with _no_empty_folder(given.get("args")):
+            check_launched(getattr(given.get("args"), "deepspeed", None))
             super(made, self).__init__(**given)
 
     made: Any = type(base.__name__, (base,), {**namespace, "__init__": init, "__module__": base.__module__, "__doc__": base.__doc__})

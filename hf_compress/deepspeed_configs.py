@@ -15,7 +15,9 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,6 +27,8 @@ from hf_compress.errors import ArgumentError
 ConfigName = Literal["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 CONFIG_NAMES: tuple[str, ...] = get_args(ConfigName)
 FOLDER = Path(__file__).parent / "deepspeed"
+# One of these is what launchers say to a process, and MPI's and the clouds' to theirs.
+LAUNCHED = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "AZUREML_EXPERIMENT_ID", "SM_CURRENT_HOST")
 # Where `accelerate launch --deepspeed_config_file` leaves the file's name.
 ACCELERATE_VARIABLE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 
@@ -63,6 +67,23 @@ def deepspeed_config(name: ConfigName) -> dict[str, Any]:
         )
     config: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     return config
+
+
+def check_launched(value: Any) -> None:
+    """See that a launcher has started this process, where DeepSpeed is to join it with others.
+
+    Args:
+        value: as for `named_config`; None where DeepSpeed is not asked for.
+
+    Raises:
+        ArgumentError: nobody has said which of how many processes this is.
+    """
+    if value and not any(name in os.environ for name in LAUNCHED) and find_spec("mpi4py") is None:
+        raise ArgumentError(
+            "--deepspeed needs a launcher, which tells each process which of how many it is; one process on one GPU as well: deepspeed "
+            "--num_gpus 1 --module hf_compress.run SCRIPT ..., or torchrun --standalone --nproc_per_node 1 -m hf_compress.run SCRIPT ... "
+            "(without a GPU: deepspeed --num_accelerators 1 ... --use_cpu)."
+        )
 
 
 def named_config(value: Any, *, flag: str = "deepspeed") -> Any:

@@ -13,7 +13,7 @@ from transformers import DataCollatorForLanguageModeling, EarlyStoppingCallback
 
 from hf_compress.adapter_off import AdapterOffTeacher
 from hf_compress.arguments import LOSS_FLAGS, CompressionArguments, Phase
-from hf_compress.deepspeed_configs import named_config
+from hf_compress.deepspeed_configs import check_launched, named_config
 from hf_compress.errors import ArgumentError, DataError, LossError, TeacherError
 from hf_compress.fsdp import check_fsdp
 from hf_compress.layers.record import recorded_layers
@@ -30,7 +30,9 @@ def flags_in_force(given: CompressionArguments | None, args: Any, bound: Compres
     Raises:
         ArgumentError: if two of them say something, or `args` has a config that DeepSpeed would refuse once a teacher is loaded.
     """
-    named_config(getattr(args, "deepspeed", None))
+    asked = getattr(args, "deepspeed", None)
+    named_config(asked)
+    check_launched(asked)
     own = args if isinstance(args, CompressionArguments) else None
     if given is not None:
         if own is not None and own is not given and own.given and given.given:

@@ -93,6 +93,11 @@ def check_teacher_places(models: str | None, folders: str | None, revision: str 
     cached = places(folders, count, flag="teacher_cache_dir")
     if weights is not None:
         shares(weights, count if models is not None or folders is not None else len(_numbers(weights)))
+    if count == 1 and weights is not None:
+        raise ArgumentError(
+            f"--teacher_weights {weights} weighs several teachers against each other, and there is one. What the labels weigh beside it "
+            "says --distill_weights labels=0.3."
+        )
     if count == 1:
         return
     if revision is not None:

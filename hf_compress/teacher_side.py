@@ -195,7 +195,7 @@ def with_selection(losses: Sequence[Loss], selection: Selection, student: ModelS
     chosen: list[Loss] = []
     for loss in losses:
         if isinstance(loss, AttentionScoresLoss) and not loss.required:
-            logger.info("attention scores are left out: --hidden_states_selection %s is about hidden states", selection)
+            logger.info("attention scores are left out: a selection of the hidden states is compared (%s)", selection)
             continue
         every_layer = depth.layers is None and depth.scheme is None and depth.pairs is None
         if loss.whole_states and not every_layer:
@@ -313,7 +313,9 @@ def _refuse_other_teacher(manifest: Manifest, flags: CompressionArguments, teach
             return
         with_head = had_head(manifest)
         teacher = load_teacher(path, kind, revision=flags.teacher_revision, dtype=flags.teacher_dtype, needs_logits=with_head)
-    command = "delete the folder, or name another with --teacher_cache_dir, and start the same command again"
+    command = (
+        f"name another folder with --teacher_cache_dir. Or keep it, and name the teacher that it is of ({manifest.teacher.name}), or none."
+    )
     refuse_mismatch(manifest, {"teacher.weights": weights_hash(teacher.state_dict().items())}, command)
 
 

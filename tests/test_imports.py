@@ -203,6 +203,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "arguments",
         "callbacks",
         "card",
+        "deepspeed_configs",
         "errors",
         "gradual_drop",
         "trainer",

@@ -109,6 +109,9 @@ def section_of(
         tags += ("distillation", "knowledge-distillation")
         if teacher is not None:
             made = f"This model is a student of {f'the teacher {named(teacher_name)}' if teacher_name else 'a teacher'}"
+        elif len(teachers) > 1:
+            said = [named(name) if name else "one without a name" for name, _ in teachers.values()]
+            made = f"This model is a student of {len(teachers)} teachers ({', '.join(said)})"
         for number, (name, size) in teachers.items():
             if size is not None:
                 which = "teacher" if number is None else f"teacher {number}"
@@ -195,7 +198,9 @@ def _layer_row(config: Any) -> str:
     words = []
     for name, stack in (recorded_drop(config) or {}).items():
         request = dict(stack.request)
-        how = f" ({request['strategy']})" if "strategy" in request else ""
+        when = f", one after every {request['every_n_epochs']} epochs of training" if request.get("every_n_epochs") else ""
+        when = f", after {request['after_epochs']} epochs of training" if request.get("after_epochs") else when
+        how = f" ({request['strategy']}{when})" if "strategy" in request else when
         where = "" if name == "layers" else f"{name}: "
         words.append(f"{where}kept {describe_layers(stack.kept)} of {stack.num_layers}, dropped {describe_layers(stack.dropped)}{how}")
     return "; ".join(words)
@@ -233,7 +238,8 @@ def _method_rows(distillation: Distillation, flags: CompressionArguments, losses
     return {
         "recipe": recipe or "losses given one by one",
         "losses": "\n".join(str(loss) for loss in distillation.losses),
-        "phases": ", ".join(f"{phase.name} {phase.epochs:g} epochs" for phase in flags.phases),
+        "phases": ", ".join(f"{phase.name} {phase.epochs:g} epochs" for phase in flags.phases)
+        + (", one layer after another in the first" if flags.distill_progressive else ""),
     }
 
 

@@ -362,7 +362,8 @@ def main(
     )
 
     if train_dataset is not None:
-        result = trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
+        resumed = training_arguments.resume_from_checkpoint
+        result = trainer.train(resume_from_checkpoint=True if str(resumed).lower() == "true" else resumed)
         trainer.save_model()  # the tokenizer too
         trainer.log_metrics("train", {**result.metrics, "train_samples": len(train_dataset)})
         trainer.save_metrics("train", {**result.metrics, "train_samples": len(train_dataset)})
@@ -386,7 +387,11 @@ def main(
                 path = Path(training_arguments.output_dir) / f"predict_results_{data_arguments.task_name or name}.txt"
                 write_predictions(path, logits, names)
 
-    trainer.create_model_card(finetuned_from=model_arguments.model_name_or_path, tasks="text-classification")
+    card: dict[str, Any] = {"finetuned_from": model_arguments.model_name_or_path, "tasks": "text-classification"}
+    if data_arguments.task_name is not None:
+        name = data_arguments.task_name
+        card |= {"language": "en", "dataset_tags": "nyu-mll/glue", "dataset_args": name, "dataset": f"GLUE {name.upper()}"}
+    trainer.create_model_card(**card)
 
 
 if __name__ == "__main__":
