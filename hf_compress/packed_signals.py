@@ -17,9 +17,9 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from hf_compress.signals import Signals
+from hf_compress.worker_memory import new_bytes
 
 _ALIGNED = 64
 
@@ -47,7 +47,7 @@ class PackedSignals:
 
         outline = signals.moved(outlined)
         *starts, size = _starts(tensors)
-        memory = _bytes(size)
+        memory = new_bytes(size)
         for tensor, start in zip(tensors, starts, strict=True):
             _view(memory, start, tensor).copy_(tensor)
         return cls(memory, outline)
@@ -73,13 +73,6 @@ def _starts(tensors: list[Tensor]) -> list[int]:
     """Where each begins, and where the last one ends; aligned for every dtype."""
     sizes = (-(-math.prod(tensor.shape) * tensor.dtype.itemsize // _ALIGNED) * _ALIGNED for tensor in tensors)
     return list(accumulate(sizes, initial=0))
-
-
-def _bytes(size: int) -> Tensor:
-    if get_worker_info() is None:
-        return torch.empty(size, dtype=torch.uint8)
-    shared = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=torch.uint8).set_(shared)
 
 
 def _view(memory: Tensor, start: int, like: Tensor) -> Tensor:

@@ -19,13 +19,14 @@ MAX_LINES = 400
 # Part of the package (a file, or a folder as a whole) -> the parts that it may import. Read from the bottom of the flow to its top.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "worker_memory": set(),
     # what the processes of a run agree on
     "agreement": {"errors"},
     # what models show, and a teacher's of it on disk, which knows neither layers nor losses
     "selected_state": set(),
     "top_logits": set(),
     "signals": {"selected_state", "top_logits"},
-    "cache": {"agreement", "errors", "selected_state", "signals", "top_logits"},
+    "cache": {"agreement", "errors", "selected_state", "signals", "top_logits", "worker_memory"},
     # layers; what models show, and what compares them
     "layers": {"agreement", "errors"},
     "attention": {"errors"},
@@ -50,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "chunked_logits": {"errors", "layers", "losses", "prediction_head", "signals", "task", "top_logits"},
     "teacher": {"capture", "errors", "layers", "prediction_head", "signals", "task"},
     "teacher_checks": {"errors", "layers", "task"},
-    "packed_signals": {"signals"},
+    "packed_signals": {"signals", "worker_memory"},
     "cached_teacher": {"cache", "packed_signals", "signals"},
     "teacher_identity": {"cache", "errors", "layers", "signals", "task", "teacher_checks"},
     # distilling

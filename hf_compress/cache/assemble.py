@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from hf_compress.cache.codec import decode
 from hf_compress.cache.codec_name import CodecName
@@ -26,6 +25,7 @@ from hf_compress.cache.widths import unpack_mask
 from hf_compress.selected_state import AllDimensions, KeptEntries, SelectedState, SharedDimensions, Space, Subspace, at_positions
 from hf_compress.signals import AttentionScores, AttentionVectors, HiddenState, Signals, SignalSpec
 from hf_compress.top_logits import TopLogits
+from hf_compress.worker_memory import new_bytes
 
 Record = Mapping[str, npt.NDArray[Any]]
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
@@ -291,22 +291,14 @@ def _real(batch: Canonical) -> Tensor:
 
 
 def _empty(shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> dict[str, Tensor]:
-    """Tensors to be written, all in one piece of memory: new memory is dear, and less so in large pieces.
-
-    numpy asks the system for huge pages, so that the first writing does not stumble at every 4096 bytes. In a DataLoader's worker it is
-    shared memory, into which the tensors would be copied on their way to the training process.
-    """
+    """Tensors to be written, all in one piece of memory: new memory is dear, and less so in large pieces."""
     if not shapes:
         return {}
     places, size = {}, 0
     for name, (shape, dtype) in shapes.items():
         places[name] = slice(size, size + math.prod(shape) * dtype.itemsize)
         size = -(-places[name].stop // _ALIGNED) * _ALIGNED
-    if get_worker_info() is None:
-        memory = torch.from_numpy(np.empty(size, np.uint8))
-    else:
-        shared = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
-        memory = torch.empty(0, dtype=torch.uint8).set_(shared)
+    memory = new_bytes(size)
     return {name: memory[places[name]].view(dtype).view(shape) for name, (shape, dtype) in shapes.items()}
 
 
