@@ -27,7 +27,7 @@ demo: $(STAMP) ## train a teacher, drop layers and distil on a small corpus: a t
 test: $(STAMP) ## the default tests (at most 3 minutes on two cores)
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
-test-all: $(STAMP_ALL) ## the slow tests too (at most 8 minutes); they need DeepSpeed, which is installed for them
+test-all: $(STAMP_ALL) ## the slow tests too (about 16 minutes); they need DeepSpeed, which is installed for them
 	$(BIN)/python -m pytest -m "not gpu" $(PARALLEL) $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff (rules and layout) and mypy --strict
