@@ -30,7 +30,7 @@ from measuring import Bar, Lane, finish, machine, median, take_turns
 from speed import STUDENT, Work
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from hf_compress import DistillTrainer, DistillTrainingArguments
+from hf_compress import DistillTrainer, DistillTrainingArguments, TeacherCache
 from hf_compress.students.pruned_config import PrunedBertConfig
 from hf_compress.students.pruned_models import PrunedBertForSequenceClassification
 
@@ -163,7 +163,7 @@ def forwards(teacher: PreTrainedModel, data: Any, options: argparse.Namespace) -
 
 
 def build(student: PreTrainedModel, teacher: PreTrainedModel, data: Any, options: argparse.Namespace, folder: Path, flags: Any) -> float:
-    """Build a teacher on disk; tokens a second, set-up and disk included."""
+    """Build a teacher on disk; tokens that it holds a second, set-up and disk included."""
     arguments = DistillTrainingArguments(
         **{**settings(options), "per_device_train_batch_size": 128},
         distill_recipe="mud",
@@ -174,7 +174,7 @@ def build(student: PreTrainedModel, teacher: PreTrainedModel, data: Any, options
     started = time.perf_counter()
     with contextlib.suppress(SystemExit):
         DistillTrainer(model=student, args=arguments, train_dataset=data, teacher=teacher).train()
-    return len(data) * options.length / (time.perf_counter() - started)
+    return len(TeacherCache(folder)) * options.length / (time.perf_counter() - started)
 
 
 def main() -> int:
@@ -188,7 +188,7 @@ def main() -> int:
     parser.add_argument("--vocabulary", type=int, default=30522)
     parser.add_argument("--students", nargs="+", default=["TinyBERT4", "ROSITA6"], choices=["TinyBERT4", "ROSITA6"])
     parser.add_argument("--layers", type=int, default=12, help="of the teacher")
-    parser.add_argument("--sentences", type=int, default=4096, help="different examples: what the teachers on disk hold")
+    parser.add_argument("--sentences", type=int, default=512, help="different examples, 512 at most: what the teachers on disk hold")
     parser.add_argument("--workers", type=int, default=2, help="of the data loader")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--json", metavar="FILE")

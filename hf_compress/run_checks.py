@@ -163,6 +163,9 @@ def check_run(trainer: Any, phases: Sequence[Phase]) -> None:
             "starts one process for each, and is faster; or choose one GPU with CUDA_VISIBLE_DEVICES=0."
         )
     check_fsdp(trainer)
+    resumed = args.resume_from_checkpoint
+    if isinstance(resumed, str) and resumed.lower() != "true" and not os.path.isdir(resumed):
+        raise ArgumentError(f"--resume_from_checkpoint {resumed}: there is no such folder. Look into {args.output_dir} for what there is.")
     for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
         if (getattr(args, name, None) or {}).get("use_reentrant"):
             raise ArgumentError(f"{name} asks for use_reentrant=True, which hides the hidden states' gradients. Leave it out.")

@@ -14,7 +14,8 @@ from transformers import TrainerCallback
 
 from hf_compress.arguments import CompressionArguments
 from hf_compress.chunked_logits import ChunkSettings, has_plain_label_loss
-from hf_compress.errors import CacheError, LossError
+from hf_compress.deepspeed_configs import LAUNCHED, check_launched
+from hf_compress.errors import ArgumentError, CacheError, LossError
 from hf_compress.losses.hidden_states import HiddenStatesLoss
 from hf_compress.losses.labels import LabelsLoss
 from hf_compress.losses.logits import LogitsLoss
@@ -135,9 +136,32 @@ def test_a_teacher_whom_only_labels_name_is_refused(tmp_path: Path) -> None:
         DistillTrainer(student(), arguments(tmp_path), teacher=guides, losses=[LogitsLoss(teacher=1), LabelsLoss()], train_dataset=rows())
 
 
+def test_the_weights_of_one_teacher_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"there is one\. What the labels weigh .*--distill_weights labels"):
+        CompressionArguments(teacher_model_name_or_path="my-bert", teacher_weights="0.7")
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_before_a_teacher_is_asked(tmp_path: Path) -> None:
+    settings = arguments(tmp_path / "out", resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-9"))
+    with pytest.raises(ArgumentError, match=r"checkpoint-9: there is no such folder"):
+        DistillTrainer(student(), settings, teacher=teacher(), train_dataset=rows())
+
+
+def test_deepspeed_without_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    check_launched(None)
+    with pytest.raises(ArgumentError, match="--deepspeed needs a launcher"):
+        check_launched("zero2")
+    monkeypatch.setenv("RANK", "0")
+    check_launched("zero2")
+
+
 class TwiceTheLoss(transformers.BertForMaskedLM):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return super().forward(*args, **kwargs)
+        outputs = super().forward(*args, **kwargs)
+        outputs.loss = 2 * outputs.loss
+        return outputs
 
 
 def test_a_forward_of_ones_own_keeps_its_loss() -> None:

@@ -106,8 +106,10 @@ def test_the_card_names_each_of_several_teachers(tmp_path: Path) -> None:
     guides = [teacher(), tiny_model("bert", num_layers=3, seed=9)]
     trainer = DistillTrainer(student(), arguments(tmp_path), teacher=guides, teacher_weights=[0.7, 0.3], train_dataset=rows())
     trainer.train()
+    trainer.state.log_history += [{"teacher_1_accuracy": 0.75, "teacher_2_accuracy": 0.5}, {"eval_accuracy": 0.625}]
     trainer.create_model_card()
-    _, cells, _ = card(tmp_path)
+    _, cells, text = card(tmp_path)
+    assert "This model is a student of 2 teachers" in text and cells["score"] == "accuracy 0.625, teacher 1 0.75, teacher 2 0.5"
     assert cells["teacher 1"].startswith("BertForSequenceClassification, 4 layers") and "teacher" not in cells
     assert cells["teacher 2"].startswith("BertForSequenceClassification, 3 layers")
 
