@@ -34,6 +34,9 @@ from datasets import load_dataset
 from measuring import machine
 
 STUDENT = ("--num_hidden_layers", "3", "--hidden_size", "192", "--num_attention_heads", "12", "--intermediate_size", "768")
+HALF = ("--layers_to_keep", "2,4,6")
+# ROSITA's proportions: a sixth of the heads, a quarter of the neurons, a sixth of the width as rank.
+PRUNED = ("--num_attention_heads", "2", "--intermediate_size", "384", "--embedding_rank", "64")
 SCORES = ("eval_matthews_correlation", "eval_pearson", "eval_accuracy")
 
 
@@ -43,7 +46,8 @@ class Arm:
 
     Attributes:
         what: in words, for the table.
-        start: the weights: "general", "random" or "pca"; or "kept", half of the teacher's layers at its width.
+        start: the weights: "general", "random" or "pca"; or "kept", half of the teacher's layers at its width; or "pruned", of those the
+            most important parts.
         augmented: learn from the copies too; else as many steps on the originals alone.
         recipe: None for labels alone, with a plain Trainer.
         more: further flags of the run.
@@ -86,6 +90,7 @@ ARMS: dict[str, Arm] = {
     "distilbert": Arm("recipe distilbert", recipe="distilbert", phases=False, cache="distilbert"),
     "pkd": Arm("recipe pkd", recipe="pkd", phases=False, cache="pkd"),
     "mud": Arm("recipe mud", recipe="mud", cache="mud"),
+    "mud_tenth": Arm("recipe mud, 1l_10t_0.1h of the hidden states", recipe="mud", more=("--hsk", "1l_10t_0.1h"), cache="mud_tenth"),
     "minilm": Arm("recipe minilm", recipe="minilm", cache="minilm"),
     "minilmv2": Arm("recipe minilmv2", recipe="minilmv2", cache="minilmv2"),
     "fitnets": Arm("recipe fitnets", recipe="fitnets", cache="fitnets"),
@@ -98,6 +103,15 @@ ARMS: dict[str, Arm] = {
         "half of the teacher's layers, recipe layerwise, augmentation", start="kept", recipe="layerwise", phases=False, cache="half"
     ),
     "half_tinybert": Arm("half of the teacher's layers, recipe tinybert, augmentation", start="kept", cache="half_tinybert"),
+    "pruned_alone": Arm("pruned (3 layers, 2 heads, 384 neurons, rank 64), labels", start="pruned", augmented=False, recipe=None),
+    "pruned": Arm("pruned, recipe mud", start="pruned", recipe="mud", cache="mud"),
+    "pruned_tenth": Arm(
+        "pruned, recipe mud, 1l_10t_0.1h of the hidden states",
+        start="pruned",
+        recipe="mud",
+        more=("--hsk", "1l_10t_0.1h"),
+        cache="mud_tenth",
+    ),
     "full_long": Arm("full, five times as long", times=5.0),
     "alone_long": Arm("alone, five times as long", start="random", augmented=False, recipe=None, times=5.0),
     "half_long": Arm(
@@ -142,7 +156,9 @@ class Ablation:
         """The augmented texts."""
         if not self.augmented.exists():
             source = self.work / f"{self.task}.json"
-            load_dataset("nyu-mll/glue", self.task, split="train").to_json(source)
+            texts = load_dataset("nyu-mll/glue", self.task, split="train")
+            most = self.options.max_examples or len(texts)
+            texts.select(range(min(most, len(texts)))).to_json(source)
             mlm = ("--mlm", self.options.mlm) if self.options.mlm else ()
             words = (*mlm, "--vectors", self.options.vectors, "--num_copies", self.options.copies)
             self._run(f"augment-{self.task}", "augment", source, "-o", self.augmented, *words)
@@ -152,11 +168,16 @@ class Ablation:
         if not (self.teacher / "eval_results.json").exists():
             self._glue(self.teacher, self.options.model, 3, 5e-5, 16)
         warm = ("--init", "pca", "--task_name", self.task)
-        half = ("--layers_to_keep", "2,4,6")
-        for start, flags in (("random", STUDENT), ("pca", (*STUDENT, *warm)), ("kept", half)):
+        made = {
+            "random": ("student", *STUDENT),
+            "pca": ("student", *STUDENT, *warm),
+            "kept": ("student", *HALF),
+            "pruned": ("prune", *HALF, *PRUNED, "--task_name", self.task),
+        }
+        for start, (command, *flags) in made.items():
             folder = self.work / f"{start}-{self.task}"
             if start in starts and not (folder / "config.json").exists():
-                self._run(folder.name, "student", self.teacher, "-o", folder, *flags)
+                self._run(folder.name, command, self.teacher, "-o", folder, *flags)
 
     def build(self, name: str) -> None:
         """The teacher on disk that an arm reads."""
@@ -165,7 +186,8 @@ class Ablation:
             return
         built = ("--teacher_model_name_or_path", self.teacher, "--teacher_cache_dir", cache, "--build_teacher_cache_only", "True")
         whole = ("--train_file", self.augmented, "--trainer_class", "DistillTrainer", "--distill_recipe", arm.recipe)
-        mapped = arm.more if arm.cache in ("top", "bottom") else ()
+        # What a shared teacher on disk holds is the recipe's; an arm with one of its own says what.
+        mapped = arm.more if arm.cache != arm.recipe else ()
         self._glue(self.work / f"built-{cache.name}", self._start(arm), 1, 1e-4, 32, *whole, *mapped, *built)
 
     @property
@@ -201,6 +223,8 @@ class Ablation:
         fixed = ("--pad_to_max_length", "False", "--save_strategy", "no", "--per_device_train_batch_size", batch)
         asked = ("--model_name_or_path", model, "--num_train_epochs", f"{epochs:g}", "--learning_rate", rate, "--output_dir", output)
         task = ("--task_name", self.task, "--do_train", "--do_eval")
+        if self.options.max_examples and "--train_file" not in more:
+            more = (*more, "--max_train_samples", self.options.max_examples)
         self._run(output.name, "run", "glue", *task, *asked, *fixed, *self._hardware(), *more)
 
     def _hardware(self) -> tuple[str, ...]:
@@ -324,6 +348,9 @@ def main() -> int:
     parser.add_argument("--vectors", metavar="FILE", help="word vectors")
     parser.add_argument("--mlm", metavar="MODEL", help="a masked LM for the augmentation; without it, vectors alone")
     parser.add_argument("--work", metavar="FOLDER", help="for models, texts and teachers on disk")
+    parser.add_argument(
+        "--max_examples", type=int, metavar="N", help="the first N of the task's training examples: for teacher and students"
+    )
     parser.add_argument("--copies", type=int, default=2, help="N of the augmentation")
     parser.add_argument("--epochs", type=float, nargs=2, default=(3, 1), metavar=("LAYERS", "PREDICTIONS"), help="on the augmented texts")
     parser.add_argument("--learning_rate", type=float, default=2e-4)
@@ -336,6 +363,8 @@ def main() -> int:
     parser.add_argument("--training_flags", default="", help='for every training, as in "--bf16 True --use_cpu True"')
     options = parser.parse_args()
     settings = {"epochs": list(options.epochs), "copies": options.copies, "learning_rate": options.learning_rate}
+    if options.max_examples:
+        settings["max_examples"] = options.max_examples
     record = Record(Path(options.json).resolve(), settings)
     if options.table:
         print(table(record.results))

@@ -29,6 +29,7 @@ from hf_compress.losses.labels import LabelsLoss
 from hf_compress.losses.logits import LogitsLoss
 from hf_compress.losses.loss import Loss, Phase, Projection
 from hf_compress.losses.reduction import Batch, BatchReader
+from hf_compress.prediction_head import HeadTap
 from hf_compress.progressive import losses_within
 from hf_compress.projections import Projections
 from hf_compress.several_teachers import (
@@ -102,6 +103,8 @@ class Distillation:
         self._chunks = chunks or ChunkSettings()
         self._chunk_size = self._chunks.tokens(student)
         self._chunked: ChunkedLogits | None = None
+        self._unread: HeadTap | None = None
+        self._shown = False
         self.active = self.losses
 
     def losses_in(self, phase: Phase, layers: tuple[int, int] | None = None) -> tuple[Loss, ...]:
@@ -129,14 +132,14 @@ class Distillation:
         self.units = tuple(sorted({unit_of(loss) for loss in self.active}))
 
     def _start_chunks(self) -> None:
-        """Let a language model's predictions be compared some tokens at a time."""
-        if self._chunked is not None:
-            self._chunked.remove()
-            self._chunked = None
+        """Let a language model's predictions be compared some tokens at a time, or hardly be made where no loss reads them."""
+        self._stop_chunks()
         losses = [loss for loss in self.active if isinstance(loss, LogitsLoss)]
+        labels = any(isinstance(loss, LabelsLoss) for loss in self.active)
+        if self._chunk_size and not losses and not labels:
+            self._unread = HeadTap.of_unread(self.student, only_in_training=True, wanted=lambda: self._shown)
         if not self._chunk_size or not losses:
             return
-        labels = any(isinstance(loss, LabelsLoss) for loss in self.active)
         self._chunked = ChunkedLogits(
             self.student, losses, labels=labels, chunk_size=self._chunk_size, own_label_loss=self._chunks.own_label_loss
         )
@@ -195,11 +198,15 @@ class Distillation:
         if self._student_capture is not None:
             self._student_capture.remove()
             self._student_capture = None
-        if self._chunked is not None:
-            self._chunked.remove()
-            self._chunked = None
+        self._stop_chunks()
         if self.teacher is not None:
             self.teacher.close()
+
+    def _stop_chunks(self) -> None:
+        for hooks in (self._chunked, self._unread):
+            if hooks is not None:
+                hooks.remove()
+        self._chunked = self._unread = None
 
     @property
     def running(self) -> bool:
@@ -240,6 +247,7 @@ class Distillation:
         assert self._student_capture is not None
         if self._chunked is not None:
             self._chunked.show(self._read(inputs, teacher), teacher)
+        self._shown = True
         self._student_capture.positions = positions_in(teacher)
 
     @property
@@ -274,6 +282,7 @@ class Distillation:
             By name: the value, to be summed over the step's micro-batches and processes, and its weight.
         """
         assert self._student_capture is not None
+        self._shown = False  # a script's own further forwards make their logits
         batch = self._read(inputs, teacher)
         student = self._student_capture.signals(outputs)
         parts: dict[str, tuple[Tensor, float]] = {}

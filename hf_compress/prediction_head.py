@@ -86,7 +86,8 @@ class HeadTap:
     Args:
         model: the plain model; a PEFT model is fine.
         head: its head.
-        take: is given the hidden states, (batch, tokens, width), inside the model's forward.
+        take: is given the hidden states, (batch, tokens, width), inside the model's forward. None where no loss reads predictions: then
+            there is nothing to take, and a head that is not called, or does more than is known here, may.
         skip: whether the model then makes the first token's logits only; else all, as ever.
         only_in_training: True for a student, whose evaluation must stay the task's own.
         wanted: whether the forward that begins is one to take from; by default each is.
@@ -96,7 +97,7 @@ class HeadTap:
         self,
         model: nn.Module,
         head: PredictionHead,
-        take: Callable[[Tensor], None],
+        take: Callable[[Tensor], None] | None,
         *,
         skip: bool,
         only_in_training: bool,
@@ -118,6 +119,20 @@ class HeadTap:
         ]
         _ATTACHED[model] = self
 
+    @classmethod
+    def of_unread(cls, model: nn.Module, *, only_in_training: bool, wanted: Callable[[], bool] | None = None) -> HeadTap | None:
+        """Have a language model make next to no logits, where no loss reads them; None if its head cannot be told from the rest."""
+        try:
+            head = PredictionHead(model)
+        except LossError:
+            return None
+        return cls(model, head, None, skip=True, only_in_training=only_in_training, wanted=wanted)
+
+    @property
+    def takes(self) -> bool:
+        """Whether somebody reads what the head reads."""
+        return self._take is not None
+
     @property
     def attached(self) -> bool:
         """Whether the hooks are still on the model."""
@@ -138,6 +153,8 @@ class HeadTap:
             return None
         self._waiting = False
         self._hidden, *rest = args
+        if self._take is None and self._hidden.dim() != 3:
+            return None  # padding was left out already, or only the tokens with labels are here
         return (self._hidden[:, :1].contiguous(), *rest) if self._skip else None
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -145,13 +162,15 @@ class HeadTap:
             return
         # `take` may call the head itself. Not before its own call has ended: FSDP would take its weights away under it.
         hidden, self._hidden = self._hidden, None
+        if self._take is None:
+            return
         self._first = None if self._checked else output[:, :1].detach()
         self._take(hidden)
 
     def _finish(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """In the first forward, see that the model does to its logits what is known of it: the only values read from the device."""
-        if self._waiting:
-            self._waiting = False
+        waiting, self._waiting = self._waiting, False
+        if waiting and self._take is not None:
             raise LossError(f"{type(module).__name__} did not call its head in its forward: {OFF} compares whole logits.")
         if self._first is None:
             return

@@ -50,6 +50,7 @@ class LiveTeacher:
         self._tap: HeadTap | None = None
         self._read_by_head: Tensor | None = None
         self._chooses = kind_of(model) == "multiple_choice"
+        self._has_words = kind_of(model) in ("causal_lm", "masked_lm")
 
     def to(self, device: torch.device) -> LiveTeacher:
         """Move the model there."""
@@ -68,7 +69,7 @@ class LiveTeacher:
         """Take the hooks off the model; the next call of `signals` puts them on again."""
         if self._capture is not None:
             self._capture.remove()
-        self._hook_head(False)
+        self._hook_head(SignalSpec(logits=True))
 
     def signals(self, inputs: Mapping[str, Tensor], spec: SignalSpec) -> Signals:
         """Ask the teacher.
@@ -83,7 +84,7 @@ class LiveTeacher:
         """
         if self._capture is None or self._capture.spec != spec or not self._capture.attached:
             self._capture = Capture(self.model, spec, only_in_training=False)
-        self._hook_head(spec.head_states)
+        self._hook_head(spec)
         self.model.eval()  # whoever holds the model may have called train()
         # Pixels and other numbers come in the student's type: under DeepSpeed the Trainer casts each batch to that of its engine.
         own = next((each.dtype for each in self.model.parameters() if each.is_floating_point()), torch.float32)
@@ -103,13 +104,18 @@ class LiveTeacher:
             signals.logits["logits"] = signals.logits["logits"].index_select(-1, self._order)
         return signals
 
-    def _hook_head(self, wanted: bool) -> None:
-        if self._tap is not None and not wanted:
+    def _hook_head(self, spec: SignalSpec) -> None:
+        """Let a language model's head be called for what is asked alone: hardly at all, if nobody reads predictions."""
+        wanted = spec.head_states or (self._has_words and not spec.logits)
+        if self._tap is not None and not (wanted and self._tap.attached and self._tap.takes == spec.head_states):
             self._tap.remove()
             self._tap = None
-        if wanted and (self._tap is None or not self._tap.attached):
+        if wanted and self._tap is None and spec.head_states:
             self._head = self._head or PredictionHead(self.model)
             self._tap = HeadTap(self.model, self._head, self._take, skip=True, only_in_training=False)
+        elif wanted and self._tap is None:
+            self._tap = HeadTap.of_unread(self.model, only_in_training=False)
+            self._has_words = self._tap is not None
 
     def _take(self, hidden: Tensor) -> None:
         self._read_by_head = hidden

@@ -18,6 +18,7 @@ from hf_compress.arguments import CompressionArguments
 from hf_compress.chunked_logits import ChunkedLogits, ChunkSettings
 from hf_compress.distillation import Distillation
 from hf_compress.errors import LossError
+from hf_compress.losses.hidden_states import HiddenStatesLoss
 from hf_compress.losses.labels import LabelsLoss
 from hf_compress.losses.logits import LogitsKind, LogitsLoss
 from hf_compress.losses.loss import Loss
@@ -99,6 +100,52 @@ def test_chunks_give_the_values_and_gradients_of_whole_logits(name: str) -> None
         assert chunked.gradients.keys() == whole.gradients.keys()
         for parameter, gradient in whole.gradients.items():
             assert torch.allclose(chunked.gradients[parameter], gradient, rtol=1e-5, atol=1e-7), parameter
+
+
+@pytest.mark.parametrize("name", ["gpt2-causal_lm", "bert-masked_lm", "modernbert-masked_lm", "gemma2"])
+def test_hardly_any_logits_are_made_where_no_loss_reads_them(name: str) -> None:
+    student, teacher = (model.double() for model in pair(name))
+    read: list[int] = []
+    teacher.get_output_embeddings().register_forward_hook(lambda module, args, output: read.append(args[0].shape[1]))
+    whole, unread = (Outcome(student, teacher, batch_of(student), size, [HiddenStatesLoss()]) for size in (0, 3))
+    assert unread.parts == pytest.approx(whole.parts, rel=1e-12) and whole.parts["hidden_states"] > 1e-3
+    assert unread.gradients.keys() == whole.gradients.keys()
+    for parameter, gradient in whole.gradients.items():
+        assert torch.allclose(unread.gradients[parameter], gradient, atol=1e-12), parameter
+    assert whole.logits == (3, 7, VOCABULARY) and unread.logits == (3, 1, VOCABULARY)
+    assert read == [1, 1]
+
+
+def test_a_head_that_is_never_called_is_let_be() -> None:
+    # MobileBERT's forward multiplies by parts of its head.
+    sizes = {
+        "hidden_size": 32,
+        "embedding_size": 16,
+        "attention_probs_dropout_prob": 0.0,
+        "intra_bottleneck_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+    }
+    config = transformers.MobileBertConfig(vocab_size=VOCABULARY, num_hidden_layers=2, **sizes)
+    torch.manual_seed(0)
+    student, teacher = (transformers.MobileBertForMaskedLM(config).eval() for _ in range(2))
+    whole, unread = (Outcome(student, teacher, batch_of(student), size, [HiddenStatesLoss()]) for size in (0, 3))
+    assert unread.parts == whole.parts and unread.logits == whole.logits == (3, 7, VOCABULARY)
+
+
+def test_a_script_that_reads_the_student_besides_gets_all_logits() -> None:
+    student, teacher = pair("gpt2-causal_lm")
+    distillation = Distillation(
+        student.train(), [HiddenStatesLoss()], LiveTeacher(teacher), {None: ModelShape.of(teacher)}, chunks=ChunkSettings(3)
+    )
+    distillation.start()
+    batch = tiny_batch(student)
+    assert student(**batch)["logits"].shape[1] == 7
+    distillation.show(distillation.teacher_signals(batch), batch)
+    assert student(**batch)["logits"].shape[1] == 1
+    assert student.eval()(**batch)["logits"].shape[1] == 7
+    distillation.stop()
+    assert student.train()(**batch)["logits"].shape[1] == 7 and teacher(**batch).logits.shape[1] == 7
 
 
 @pytest.mark.parametrize("kind", ["kl", "soft_cross_entropy", "mse"])

@@ -113,6 +113,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
         "layers",
         "losses",
+        "prediction_head",
         "progressive",
         "projections",
         "several_teachers",
