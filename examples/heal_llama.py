@@ -146,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     found["healed"] = perplexity(model, held_out)
     trainer.save_model()
+    trainer.create_model_card()
 
     if trainer.is_world_process_zero():
         loaded = load_with_adapters(args.output_dir).to(args.device)

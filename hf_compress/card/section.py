@@ -83,7 +83,7 @@ def complete_card(folder: str | Path, section: CardSection) -> None:
 def _completed(metadata: dict[str, Any], section: CardSection) -> dict[str, Any]:
     """The header with our tags, and base models that the hub can find."""
     tags = metadata.get("tags") or []
-    tags = [tags] if isinstance(tags, str) else list(tags)
+    tags = [tag for tag in ([tags] if isinstance(tags, str) else tags) if _is_fit(tag)]
     tags += [tag for tag in (TAG, *section.tags) if tag not in tags]
     given = metadata.get("base_model") or []
     bases = [name for name in ([given] if isinstance(given, str) else given) if is_on_hub(name)]
@@ -93,6 +93,11 @@ def _completed(metadata: dict[str, Any], section: CardSection) -> dict[str, Any]
     if bases:
         changed["base_model"] = bases[0] if len(bases) == 1 else bases
     return changed
+
+
+def _is_fit(tag: str) -> bool:
+    """Whether a tag is fit for the hub: PEFT's `base_model:adapter:NAME` is not, where the name is a folder."""
+    return not tag.startswith("base_model:") or is_on_hub(tag.rsplit(":", 1)[-1])
 
 
 def is_on_hub(name: str) -> bool:

@@ -39,6 +39,15 @@ def test_a_card_of_ones_own_keeps_its_words(tmp_path: Path) -> None:
     assert ModelCard.load(path).data.to_dict() == {"license": "mit", "tags": ["nice", "hf_compress", "layer-dropping"]}
 
 
+def test_tags_that_name_a_folder_of_this_machine_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(
+        "---\ntags: [lora, 'base_model:adapter:/tmp/x/base_model', 'base_model:adapter:someone/bert']\n---\n\n# A\n"
+    )
+    complete_card(tmp_path, CardSection("Made of a model", {}, ("layer-dropping",)))
+    tags = ["lora", "base_model:adapter:someone/bert", "hf_compress", "layer-dropping"]
+    assert ModelCard.load(tmp_path / "README.md").data.tags == tags
+
+
 def test_a_card_is_made_where_there_is_none(tmp_path: Path) -> None:
     complete_card(tmp_path, CardSection("Made of a model", {"layers": "kept 1 of 2"}, (), base_model=("a/b", "c")))
     assert ModelCard.load(tmp_path / "README.md").data.base_model == ["a/b", "c"]

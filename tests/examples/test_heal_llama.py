@@ -31,6 +31,9 @@ def test_drop_heal_save_load_and_write(example: ModuleType, tmp_path: Path, caps
     assert found["loaded"] == pytest.approx(found["healed"], rel=1e-5)
     assert "the room was" in capsys.readouterr().out
 
+    card = (out / "README.md").read_text()
+    assert "kept 1-5 and 8 of 8" in card and str(tmp_path) not in card.split("# healed")[0]
+
     merged = AutoModelForCausalLM.from_pretrained(out / "merged")
     recorded = recorded_drop(merged.config)
     assert recorded is not None and recorded["layers"].kept == (1, 2, 3, 4, 5, 8)
