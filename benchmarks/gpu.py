@@ -27,14 +27,12 @@ from typing import Any
 import torch
 from cache import FewSentences
 from measuring import Bar, Lane, finish, machine, median, take_turns
-from speed import STUDENT, Work
+from shapes import NAMES, small_student
+from speed import Work
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from hf_compress import DistillTrainer, DistillTrainingArguments, TeacherCache
-from hf_compress.students.pruned_config import PrunedBertConfig
-from hf_compress.students.pruned_models import PrunedBertForSequenceClassification
 
-ROSITA = {"num_hidden_layers": 6, "num_attention_heads": 2, "attention_head_size": 64, "intermediate_size": 768, "embedding_size": 128}
 SELECTIONS = {"1l_10t_0.1h": {"hidden_states_selection": "1l_10t_0.1h"}, "all": {}}
 FORWARD = "teacher's forward"
 ON_GPU = torch.cuda.is_available()
@@ -186,7 +184,7 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--vocabulary", type=int, default=30522)
-    parser.add_argument("--students", nargs="+", default=["TinyBERT4", "ROSITA6"], choices=["TinyBERT4", "ROSITA6"])
+    parser.add_argument("--students", nargs="+", default=list(NAMES), choices=NAMES)
     parser.add_argument("--layers", type=int, default=12, help="of the teacher")
     parser.add_argument("--sentences", type=int, default=512, help="different examples, 512 at most: what the teachers on disk hold")
     parser.add_argument("--workers", type=int, default=2, help="of the data loader")
@@ -198,11 +196,7 @@ def main() -> int:
     words = {"vocab_size": options.vocabulary, "max_position_embeddings": max(512, options.length)}
     teacher = BertForSequenceClassification(BertConfig(**words, num_hidden_layers=options.layers)).eval()
     teacher = teacher.to("cuda" if ON_GPU else "cpu")
-    students: dict[str, PreTrainedModel] = {
-        "TinyBERT4": BertForSequenceClassification(BertConfig(**words, **STUDENT)),
-        "ROSITA6": PrunedBertForSequenceClassification(PrunedBertConfig(**words, **ROSITA)),
-    }
-    students = {name: students[name] for name in options.students}
+    students = {name: small_student(name, words) for name in options.students}
     data = FewSentences(options.vocabulary, options.length, options.sentences)
     building = torch.utils.data.Subset(data, range(options.sentences))
     root = Path(tempfile.mkdtemp(prefix="gpu_"))

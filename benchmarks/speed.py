@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from measuring import CLOCKS, Bar, Lane, Work, finish, machine, median, quartiles, repeated, take_turns
 from torch.utils.data import Dataset
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from hf_compress import DistillTrainer, DistillTrainingArguments, EmbeddingsLoss, HiddenStatesLoss, LayerMap, LogitsLoss
 
@@ -84,7 +84,7 @@ def trainer_settings(batch_size: int) -> dict[str, Any]:
     }
 
 
-def plain_training(student: BertForSequenceClassification, data: RandomSentences, batch_size: int) -> Work:
+def plain_training(student: PreTrainedModel, data: RandomSentences, batch_size: int) -> Work:
     """Transformers' Trainer on the labels."""
 
     def work(pause: Callable[[], None]) -> None:
@@ -95,7 +95,7 @@ def plain_training(student: BertForSequenceClassification, data: RandomSentences
 
 
 def distilling(
-    student: BertForSequenceClassification, teacher: BertForSequenceClassification, data: RandomSentences, batch_size: int, **settings: Any
+    student: PreTrainedModel, teacher: BertForSequenceClassification, data: RandomSentences, batch_size: int, **settings: Any
 ) -> Work:
     """This package's DistillTrainer, with a recipe (`distill_recipe`) or a list of `losses`."""
     losses = settings.pop("losses", None)
