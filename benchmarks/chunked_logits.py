@@ -11,6 +11,8 @@ Llama-shaped models with random weights; a step is the teacher's forward, the st
     labels alone      no teacher: what fine-tuning takes
     in chunks         as by default, and with other sizes of chunks
     top 64            in chunks, from a teacher's 64 largest logits, as from disk: there is no teacher
+    layers, whole     hidden states alone, as in an intermediate phase, with --distill_logits_chunk_size 0: logits that nobody reads
+    layers            the same by default
 
 On CPU: Linux with glibc only (/proc, malloc_trim).
 """
@@ -34,7 +36,7 @@ from measuring import Bar, finish, machine
 MEGABYTE = 1 << 20
 # Memory goes back to the system as soon as it is free, so that what a process holds is what it uses.
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-LABELS, WHOLE, CHUNKS, TOP = "labels alone", "whole logits", "in chunks", "top 64"
+LABELS, WHOLE, CHUNKS, TOP, LAYERS = "labels alone", "whole logits", "in chunks", "top 64", "layers"
 K = 64
 
 
@@ -49,7 +51,15 @@ def memory(field: str) -> int:
 def cases(options: argparse.Namespace) -> dict[str, tuple[str, int | None]]:
     """By name: the kind, and tokens a chunk; None is the default."""
     sizes = {f"{CHUNKS} of {size}": (CHUNKS, size) for size in options.chunk_sizes}
-    return {WHOLE: (WHOLE, 0), LABELS: (LABELS, 0), CHUNKS: (CHUNKS, None), **sizes, TOP: (TOP, None)}
+    return {
+        WHOLE: (WHOLE, 0),
+        LABELS: (LABELS, 0),
+        CHUNKS: (CHUNKS, None),
+        **sizes,
+        TOP: (TOP, None),
+        f"{LAYERS}, whole": (LAYERS, 0),
+        LAYERS: (LAYERS, None),
+    }
 
 
 def measure(kind: str, chunk_size: int | None, options: argparse.Namespace) -> dict[str, float]:
@@ -57,7 +67,7 @@ def measure(kind: str, chunk_size: int | None, options: argparse.Namespace) -> d
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from hf_compress import LabelsLoss, LiveTeacher, LogitsLoss
+    from hf_compress import HiddenStatesLoss, LabelsLoss, LiveTeacher, LogitsLoss
     from hf_compress.chunked_logits import ChunkSettings
     from hf_compress.distillation import Distillation
     from hf_compress.signals import Signals
@@ -83,10 +93,12 @@ def measure(kind: str, chunk_size: int | None, options: argparse.Namespace) -> d
         return LlamaForCausalLM(config).to(device)
 
     student = model(options.student).train()
-    teacher = LiveTeacher(model(options.teacher)) if kind in (WHOLE, CHUNKS) else None
-    losses = [LabelsLoss()] if kind == LABELS else [LogitsLoss(), LabelsLoss(weight=0.5)]
+    teacher = LiveTeacher(model(options.teacher)) if kind in (WHOLE, CHUNKS, LAYERS) else None
+    losses = {LABELS: [LabelsLoss()], LAYERS: [HiddenStatesLoss()]}.get(kind, [LogitsLoss(), LabelsLoss(weight=0.5)])
     # Losses that ask for a teacher are shown the stored one below.
-    distillation = Distillation(student, losses, teacher or LiveTeacher(student), ModelShape.of(student), chunks=ChunkSettings(chunk_size))
+    source = teacher or LiveTeacher(student)
+    shapes = {None: ModelShape.of(source.model)}
+    distillation = Distillation(student, losses, source, shapes, chunks=ChunkSettings(chunk_size))
     student.requires_grad_(True).train()
     distillation.start()
     size = (options.batch_size, options.length)
@@ -173,7 +185,9 @@ def main() -> int:
         megabytes, tensors = found[case]["bytes"] / MEGABYTE, found[case]["bytes"] / one
         print(f"| {case} | {megabytes:,.0f} | {tensors:.2f} | {found[case]['seconds']:.3f} | {times:.2f} |", flush=True)
     least = min((found[case]["bytes"] for case, (kind, _) in every.items() if kind == CHUNKS), default=0.0)
+    read, unread = found[f"{LAYERS}, whole"], found[LAYERS]
     bars = [
+        Bar("layers: a step / the same with whole logits", unread["seconds"] / read["seconds"], 1.0),
         Bar("peak in the smallest chunks / whole logits", least / found[WHOLE]["bytes"], 0.25),
         Bar("peak in the smallest chunks, in tensors of batch x tokens x vocabulary", least / one, 1.0),
     ]
