@@ -79,7 +79,7 @@ ARMS: dict[str, Arm] = {
     "no_augmentation": Arm("without augmentation: as many steps on the originals", augmented=False),
     "no_attention": Arm("without attention scores", more=without("attention_scores")),
     "no_hidden": Arm("without hidden states", more=without("hidden_states")),
-    "no_layers": Arm("without both", more=without("attention_scores", "hidden_states")),
+    "no_layers": Arm("without attention scores and hidden states", more=without("attention_scores", "hidden_states")),
     "no_embeddings": Arm("without embeddings", more=without("embeddings")),
     "no_prediction": Arm("without the teacher's predictions: labels in their place", more=("--distill_weights", "logits=0,labels=1")),
     "top": Arm("map top", more=("--distill_layer_map", "top"), cache="top"),
@@ -262,7 +262,11 @@ class Record:
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path, self.settings, self._lock = path, settings, threading.Lock()
-        self.results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"tasks": {}}
+        self.results = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {"tasks": {}}
+        return found
 
     def of(self, task: str) -> dict[str, Any]:
         """What is known of a task."""
@@ -272,6 +276,10 @@ class Record:
     def add(self, task: str, name: str, seed: int, found: dict[str, Any]) -> None:
         """Write one score."""
         with self._lock:
+            teacher = self.of(task).get("teacher")
+            self.results = self._read()  # another command may have written meanwhile
+            if teacher is not None:
+                self.of(task)["teacher"] = teacher
             self.of(task)["arms"].setdefault(name, {})[str(seed)] = {**found, **self.settings, "machine": machine()}
             self.path.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")
             print(f"{task} {name} {seed}: {found['score']:.1f} in {found['seconds']} s", flush=True)
