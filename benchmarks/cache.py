@@ -19,6 +19,7 @@ import resource
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,7 @@ def hold(trainer: DistillTrainer, data: Any, size: int) -> None:
 def main() -> int:
     """Measure, print the table, and say which bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument(
-        "--student", choices=NAMES, default="TinyBERT4", help="the other one: without the bars of files, which are the same"
-    )
+    parser.add_argument("--student", choices=NAMES, default="TinyBERT4", help="ROSITA6: the paper's ratio alone")
     parser.add_argument("--rounds", type=int, default=9, help="rounds that count")
     parser.add_argument("--warmup", type=int, default=2, help="rounds before them that do not")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -135,7 +134,11 @@ def main() -> int:
     building = torch.utils.data.Subset(data, range(options.sentences))
     root = Path(tempfile.mkdtemp(prefix="cache_"))
 
-    built = (SMALL, FULL) if options.student == NAMES[0] else (SMALL,)
+    # All lanes of the pruned student do not fit into 24 GB at once: of it the one is measured that the paper's ratio is about.
+    whole = options.student == NAMES[0]
+    stored = list(product((SMALL, FULL), (0, 2), (False, True))) if whole else [(SMALL, 0, False)]
+    built = dict.fromkeys(name for name, _, _ in stored)
+
     seconds_of_build = {name: build(teacher, copy.deepcopy(student), building, size, name, root / name) for name in built}
     print("built in " + ", ".join(f"{name}: {value:.0f} s" for name, value in seconds_of_build.items()), file=sys.stderr)
 
@@ -146,13 +149,9 @@ def main() -> int:
             copy.deepcopy(student), teacher, data, size, distill_recipe="mud", distill_layer_map=f"{student.config.num_hidden_layers}:12"
         ),
     }
-    if FULL not in built:  # its lanes are too large to be held all at once
-        works[f"{SMALL}, 0 workers"] = from_disk(student, data, size, 0, in_memory=False, **settings_of(SMALL, root / SMALL))
-    for name in built if FULL in built else ():
-        for workers in (0, 2):
-            for in_memory in (False, True):
-                lane = f"{name}, {workers} workers" + (", in memory" if in_memory else "")
-                works[lane] = from_disk(copy.deepcopy(student), data, size, workers, in_memory=in_memory, **settings_of(name, root / name))
+    for name, workers, in_memory in stored:
+        lane = f"{name}, {workers} workers" + (", in memory" if in_memory else "")
+        works[lane] = from_disk(copy.deepcopy(student), data, size, workers, in_memory=in_memory, **settings_of(name, root / name))
     lanes = [Lane(name, work) for name, work in works.items()]
     take_turns(lanes, options.rounds, options.warmup)
     for lane in lanes:
@@ -173,11 +172,11 @@ def main() -> int:
         Bar("1 / (live step / cached step), 1l_10t_0.1h", 1 / ratio(LIVE, cached), 1 / FASTER[options.student]),
         Bar("(parts alone / student's step) / (live step / cached step)", parts / ratio(LIVE, cached), 1 / 0.95),
     ]
-    for name, limit in ((SMALL, 1.03), (FULL, 1.10)) if FULL in built else ():
-        for workers in (0, 2):
+    for name, workers, in_memory in stored:
+        if in_memory:
             lane = f"{name}, {workers} workers"
-            bars.append(Bar(f"cached step / in memory, {lane}", ratio(lane, f"{lane}, in memory"), limit))
-    if options.student == NAMES[0]:
+            bars.append(Bar(f"cached step / in memory, {lane}", ratio(lane, f"{lane}, in memory"), {SMALL: 1.03, FULL: 1.10}[name]))
+    if whole:
         bars += [*size_bars(), *index_bars(options.keys), read_bar(root / FULL, size)]
     details = {
         "student": options.student,
