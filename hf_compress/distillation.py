@@ -104,7 +104,7 @@ class Distillation:
         self._chunk_size = self._chunks.tokens(student)
         self._chunked: ChunkedLogits | None = None
         self._unread: HeadTap | None = None
-        self._shown = False
+        self._shown = False  # between `show` and `parts`: the student's next forward is this step's
         self.active = self.losses
 
     def losses_in(self, phase: Phase, layers: tuple[int, int] | None = None) -> tuple[Loss, ...]:
@@ -134,11 +134,13 @@ class Distillation:
     def _start_chunks(self) -> None:
         """Let a language model's predictions be compared some tokens at a time, or hardly be made where no loss reads them."""
         self._stop_chunks()
+        if not self._chunk_size:
+            return
         losses = [loss for loss in self.active if isinstance(loss, LogitsLoss)]
         labels = any(isinstance(loss, LabelsLoss) for loss in self.active)
-        if self._chunk_size and not losses and not labels:
-            self._unread = HeadTap.of_unread(self.student, only_in_training=True, wanted=lambda: self._shown)
-        if not self._chunk_size or not losses:
+        if not losses:
+            if not labels:
+                self._unread = HeadTap.of_unread(self.student, only_in_training=True, wanted=lambda: self._shown)
             return
         self._chunked = ChunkedLogits(
             self.student, losses, labels=labels, chunk_size=self._chunk_size, own_label_loss=self._chunks.own_label_loss
@@ -282,7 +284,7 @@ class Distillation:
             By name: the value, to be summed over the step's micro-batches and processes, and its weight.
         """
         assert self._student_capture is not None
-        self._shown = False  # a script's own further forwards make their logits
+        self._shown = False  # further forwards are a script's own, and make all their logits
         batch = self._read(inputs, teacher)
         student = self._student_capture.signals(outputs)
         parts: dict[str, tuple[Tensor, float]] = {}

@@ -141,8 +141,13 @@ def test_a_script_that_reads_the_student_besides_gets_all_logits() -> None:
     distillation.start()
     batch = tiny_batch(student)
     assert student(**batch)["logits"].shape[1] == 7
-    distillation.show(distillation.teacher_signals(batch), batch)
-    assert student(**batch)["logits"].shape[1] == 1
+    signals, counts = distillation.teacher_signals(batch), distillation.counts([batch], torch.device("cpu"))
+    distillation.show(signals, batch)
+    outputs = student(**batch)
+    assert outputs["logits"].shape[1] == 1
+    distillation.parts(outputs, signals, batch, counts, lambda *_: torch.zeros(()))
+    assert student(**batch)["logits"].shape[1] == 7
+    distillation.show(signals, batch)
     assert student.eval()(**batch)["logits"].shape[1] == 7
     distillation.stop()
     assert student.train()(**batch)["logits"].shape[1] == 7 and teacher(**batch).logits.shape[1] == 7
